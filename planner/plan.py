@@ -1,0 +1,142 @@
+"""The plan: what was asked, what was chosen, what it should cost, and what else there was.
+
+`plan.json` is canonical: no clock, no host name of the planning machine, and `id` is the hash of all the rest, so that equal
+questions give equal files and a file can be checked by itself.
+
+Components of a step are means over ranks and add up to it: `compute_s` (blocks, recomputation,
+optimizer), `p2p_s` (waiting for a message that was already sent), `collective_s` (waiting in a
+collective that every member had entered), `idle_s` (waiting for work that was not there yet).
+"""
+
+from typing import Annotated, Literal
+
+from annotated_types import Ge
+
+from planner.config import ParallelConfig, Placement
+from profiler.cluster import ClusterSpec
+from profiler.codec import content_id, record, to_plain
+from profiler.errors import UserError
+from profiler.job import JobSpec
+from profiler.model import ModelSpec, NotNegative
+from profiler.profile import Profile, Seconds
+
+FORMAT_VERSION = "1.0"
+Ratio = Annotated[float, Ge(0)]
+
+
+@record
+class StageMemory:
+    """Peak bytes of one rank of a stage, by what they hold."""
+
+    weight_bytes: NotNegative
+    grad_bytes: NotNegative
+    optimizer_bytes: NotNegative
+    activation_bytes: NotNegative
+    """Kept activations of all micro-batches in flight at the peak."""
+    workspace_bytes: NotNegative
+    """What one block needs while it runs, beyond what it keeps."""
+
+    @property
+    def total_bytes(self) -> int:
+        """All of them."""
+        return (
+            self.weight_bytes + self.grad_bytes + self.optimizer_bytes
+            + self.activation_bytes + self.workspace_bytes
+        )  # fmt: skip
+
+
+@record
+class StageEstimate:
+    """One rank of one stage over a step; the four components add up to the step."""
+
+    compute_s: Seconds
+    p2p_s: Seconds
+    collective_s: Seconds
+    idle_s: Seconds
+    memory: StageMemory
+
+
+@record
+class Estimate:
+    """Predicted cost of one layout."""
+
+    step_s: Seconds
+    compute_s: Seconds
+    p2p_s: Seconds
+    collective_s: Seconds
+    idle_s: Seconds
+    bound_s: Seconds
+    """No schedule of this layout can be faster."""
+    peak_bytes: NotNegative
+    """Of the fullest rank."""
+    tokens_per_s: Ratio
+    mfu: Ratio
+    """Model FLOP/s over the devices' peak."""
+    measured_share: Ratio
+    """Share of the busy time that rests on measured entries."""
+    stages: tuple[StageEstimate, ...]
+
+
+@record
+class Candidate:
+    """One layout with its cost."""
+
+    config: ParallelConfig
+    placement: Placement
+    estimate: Estimate
+
+
+@record
+class SearchOptions:
+    """What the user narrowed: `axis -> allowed values` and `axis -> forbidden values`."""
+
+    pin: dict[str, tuple[str, ...]]
+    forbid: dict[str, tuple[str, ...]]
+    top: NotNegative = 5
+
+
+@record
+class SearchCounts:
+    """What happened to the enumerated layouts; rejected + pruned + simulated = enumerated."""
+
+    enumerated: NotNegative
+    rejected: dict[str, NotNegative]
+    """By the id of the rule."""
+    pruned: NotNegative
+    """Left unsimulated: their lower bound exceeds the worst of the layouts shown."""
+    simulated: NotNegative
+
+
+@record
+class Plan:
+    """Content of `plan.json`."""
+
+    format_version: str = FORMAT_VERSION
+    kind: Literal["plan"] = "plan"
+    id: str
+    model: ModelSpec
+    job: JobSpec
+    cluster: ClusterSpec
+    profile: Profile
+    options: SearchOptions
+    chosen: Candidate
+    alternatives: tuple[Candidate, ...]
+    counts: SearchCounts
+
+
+def plan_id(plan: Plan) -> str:
+    """Name that the plan's content gives it."""
+    plain = to_plain(plan)
+    del plain["id"]
+    return content_id(plain, "p")
+
+
+def check_plan(plan: Plan, name: str) -> None:
+    """Raise `UserError` (stale) where the file was edited after planning."""
+    if plan.id != plan_id(plan):
+        raise UserError(
+            f"plan `{plan.id[:40]}` was changed after planning: its content no longer gives its id",
+            hint="run `meshwright plan` again with `--pin` for what you want otherwise",
+            place=name,
+            kind="stale",
+        )

@@ -1,0 +1,37 @@
+"""The one exception that is the user's to mend.
+
+Every reader and every decision raises `UserError` for what the user can put right; anything else that
+escapes is a bug of ours. The terminal prints `error: PLACE: MESSAGE`, an empty line and `hint: HINT`,
+and turns `kind` into the exit code.
+"""
+
+from typing import Literal
+
+ErrorKind = Literal["invalid", "infeasible", "stale", "failed", "interrupted"]
+"""invalid: bad input. infeasible: nothing fits. stale: made for something else. failed: a run broke."""
+
+
+class UserError(Exception):
+    """A failure with a message for the user, a place where there is one, and a way out.
+
+    `message` is one lower-case sentence without a final period; `place` is `FILE`, or `FILE:LINE`.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        place: str | None = None,
+        kind: ErrorKind = "invalid",
+        details: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.place = place
+        self.kind: ErrorKind = kind
+        self.details = details
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.message}" if self.place else self.message

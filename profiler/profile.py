@@ -1,0 +1,125 @@
+"""How fast each piece runs: block times, transfer times, and how processes of one host slow each other.
+
+Measured and analytic profiles are the same type; each entry says its source. Times are medians of
+repetitions with half the interquartile range as spread. Bytes of a transfer are those of the whole
+tensor: what an all-reduce reduces, what an all-gather returns, what a reduce-scatter takes.
+
+A host that trains on its CPU shares its cores among its ranks. `sharing` holds the measured slow-down of
+a block when `active` ranks of the host compute at once, relative to one; an accelerator has none.
+"""
+
+import dataclasses
+from typing import Annotated, Literal
+
+from annotated_types import Ge
+
+from profiler.cluster import ClusterSpec
+from profiler.codec import record
+from profiler.job import JobSpec, Precision
+from profiler.model import BlockKind, ModelSpec, NotNegative, Positive
+
+FORMAT_VERSION = "1.0"
+Source = Literal["measured", "interpolated", "analytic"]
+TransferOp = Literal["p2p", "all_reduce", "all_gather", "reduce_scatter"]
+Scope = Literal["node", "cluster"]
+"""node: all ranks in one node. cluster: each rank in a node of its own."""
+Seconds = Annotated[float, Ge(0)]
+
+
+@record
+class Timing:
+    """Median and spread (half the interquartile range) of `repeats` measurements; 0 repeats: computed."""
+
+    median_s: Seconds
+    spread_s: Seconds = 0.0
+    repeats: NotNegative = 0
+
+
+@record
+class BlockEntry:
+    """One block on one rank of a tensor-parallel group, for one micro-batch.
+
+    Times include the group's collectives; `*_collective_s` is the part of them. All times are those of
+    the group alone on its host. An entry with status `oom` has no times.
+    """
+
+    block: BlockKind
+    tp: Positive
+    micro_batch: Positive
+    """Sequences."""
+    source: Source
+    status: Literal["ok", "oom"] = "ok"
+    forward: Timing | None = None
+    input_grad: Timing | None = None
+    weight_grad: Timing | None = None
+    """Backward is `input_grad` + `weight_grad`."""
+    optimizer: Timing | None = None
+    """Optimizer step over the block's parameters (independent of the micro-batch)."""
+    forward_collective_s: Seconds = 0.0
+    backward_collective_s: Seconds = 0.0
+    saved_bytes: NotNegative = 0
+    """Activations kept from forward to backward."""
+    peak_bytes: NotNegative = 0
+    """Most bytes above the parameters at any moment of forward + backward, gradients apart."""
+
+
+@record
+class TransferEntry:
+    """One transfer of one size between the ranks named (`p2p`: from the first to the second)."""
+
+    op: TransferOp
+    ranks: tuple[NotNegative, ...]
+    scope: Scope
+    num_bytes: Positive
+    time: Timing
+    source: Source
+
+
+@record
+class SharingEntry:
+    """Slow-down of a block when `active` ranks of one host compute at once; 1 active rank: 1.0."""
+
+    active: Positive
+    slowdown: Annotated[float, Ge(1)]
+    spread: Annotated[float, Ge(0)]
+    source: Source
+
+
+@record
+class Environment:
+    """Where and with what the figures were taken; empty strings in an analytic profile."""
+
+    host: str = ""
+    device: str = ""
+    num_cores: NotNegative = 0
+    backend: str = ""
+    python: str = ""
+    torch: str = ""
+    meshwright: str = ""
+
+
+@record
+class Profile:
+    """All measured and computed facts for one model, sequence length and precision on one cluster."""
+
+    format_version: str = FORMAT_VERSION
+    kind: Literal["profile"] = "profile"
+    source: Source
+    model: ModelSpec
+    seq_len: Positive
+    precision: Precision
+    cluster: ClusterSpec
+    environment: Environment
+    blocks: tuple[BlockEntry, ...]
+    transfers: tuple[TransferEntry, ...]
+    sharing: tuple[SharingEntry, ...] = ()
+
+    def fits(self, model: ModelSpec, job: JobSpec) -> str | None:
+        """None where the profile speaks of this model and job, else what differs."""
+        if dataclasses.replace(self.model, name=model.name) != model:
+            return f"it was measured for model `{self.model.name}`"
+        if self.seq_len != job.seq_len:
+            return f"it was measured at sequence length {self.seq_len}"
+        if self.precision != job.precision:
+            return f"it was measured in {self.precision}"
+        return None
