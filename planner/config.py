@@ -1,8 +1,10 @@
-"""A layout: the parallel degrees, the micro-batch, the schedule, and where each block and rank goes.
+"""A layout: the parallel degrees, the micro-batch, the schedule, and where each block and rank
+goes.
 
-Rank of a coordinate is row-major over `axis_order`, outermost axis first: with (pp, dp_replicate, tp)
-and sizes (P, D, T), `rank = (p * D + d) * T + t`. Tensor-parallel neighbours are adjacent ranks, so they sit
-in one node where the node is large enough (Megatron-LM's default order `tp-cp-ep-dp-pp`).
+Rank of a coordinate is row-major over `axis_order`, outermost axis first: with (pp, dp_replicate,
+tp) and sizes (P, D, T), `rank = (p * D + d) * T + t`. Tensor-parallel neighbours are adjacent
+ranks, so they sit in one node where the node is large enough (Megatron-LM's default order
+`tp-cp-ep-dp-pp`).
 """
 
 from typing import Literal
@@ -57,6 +59,4 @@ class Placement:
 
     def layers_per_stage(self, num_layers: int) -> tuple[int, ...]:
         """Transformer layers of each stage, embedding and head left out."""
-        return tuple(
-            max(0, min(end, num_layers + 1) - max(first, 1)) for first, end in self.stages
-        )
+        return tuple(max(0, min(end, num_layers + 1) - max(first, 1)) for first, end in self.stages)

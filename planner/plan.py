@@ -1,7 +1,7 @@
 """The plan: what was asked, what was chosen, what it should cost, and what else there was.
 
-`plan.json` is canonical: no clock, no host name of the planning machine, and `id` is the hash of all the rest, so that equal
-questions give equal files and a file can be checked by itself.
+`plan.json` is canonical: no clock, no host name of the planning machine, and `id` is the hash of
+all the rest, so that equal questions give equal files and a file can be checked by itself.
 
 Components of a step are means over ranks and add up to it: `compute_s` (blocks, recomputation,
 optimizer), `p2p_s` (waiting for a message that was already sent), `collective_s` (waiting in a

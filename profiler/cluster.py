@@ -1,8 +1,8 @@
 """On what it is trained: nodes of devices, links inside a node, NICs between nodes.
 
 A link is `latency_s + bytes / bytes_per_s`, one direction, as one device sees it. A node's NICs are
-shared by its devices: `nics_per_node * nic.bytes_per_s` leaves a node, whatever the number of flows.
-Sources: each number of the catalogue carries its own.
+shared by its devices: `nics_per_node * nic.bytes_per_s` leaves a node, whatever the number of
+flows. Sources: each number of the catalogue carries its own.
 """
 
 import re
@@ -29,7 +29,9 @@ class LinkSpec:
 
 @record
 class DeviceSpec:
-    """One kind of device. Rates are peaks without sparsity; efficiencies are what kernels reach of them."""
+    """One kind of device. Rates are peaks without sparsity; efficiencies are what kernels reach of
+    them.
+    """
 
     name: str
     memory_bytes: Positive
@@ -89,11 +91,13 @@ class ClusterSpec:
         return self.groups[0]
 
 
-_SIZED_NAME = re.compile(r"(?P<device>[a-z0-9][a-z0-9.-]*?)-(?P<nodes>\d{1,6})x(?P<devices>\d{1,4})")
+_SIZED_NAME = re.compile(
+    r"(?P<device>[a-z0-9][a-z0-9.-]*?)-(?P<nodes>\d{1,6})x(?P<devices>\d{1,4})"
+)
 
 
 def split_sized_name(name: str) -> tuple[str, int, int] | None:
-    """(`h100-2x8`) -> (`h100`, 2 nodes, 8 devices per node); None where the name has another form."""
+    """`h100-2x8` -> (`h100`, 2 nodes, 8 devices per node); None for another form of name."""
     match = _SIZED_NAME.fullmatch(name)
     if match is None:
         return None

@@ -2,16 +2,15 @@
 
 `@record` makes a frozen, slotted, keyword-only dataclass whose decoding refuses unknown keys, wrong
 types and non-finite numbers (pydantic checks; strict mode, no coercion). `decode` reads text; its
-errors name the file, the line and the nearest known key. `encode` gives canonical bytes: sorted keys,
-shortest float form, one trailing newline, so that equal values are equal files.
+errors name the file, the line and the nearest known key. `encode` gives canonical bytes: sorted
+keys, shortest float form, one trailing newline, so that equal values are equal files.
 
-YAML is read through its node tree instead of PyYAML's constructors: `450e9` is a number (PyYAML reads a
-string), a key given twice is an error, and anchors and tags are refused.
+YAML is read through its node tree instead of PyYAML's constructors: `450e9` is a number (PyYAML
+reads a string), a key given twice is an error, and anchors and tags are refused.
 """
 
 import dataclasses
 import difflib
-import functools
 import hashlib
 import json
 import types
@@ -34,7 +33,9 @@ _HEADER = ("format_version", "kind")
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def record(cls: type[T]) -> type[T]:
-    """Frozen, slotted, keyword-only dataclass with strict decoding; docstrings under fields describe them."""
+    """Frozen, slotted, keyword-only dataclass with strict decoding; docstrings under fields
+    describe them.
+    """
     made = dataclasses.dataclass(frozen=True, slots=True, kw_only=True)(cls)
     config = {
         "extra": "forbid",
@@ -46,11 +47,15 @@ def record(cls: type[T]) -> type[T]:
     return made
 
 
-@functools.cache
-def _adapter(cls: type[T]) -> "TypeAdapter[T]":
-    from pydantic import TypeAdapter  # here, so that `--help` does not pay for it
+_adapters: dict[type[Any], "TypeAdapter[Any]"] = {}
 
-    return TypeAdapter(cls)
+
+def _adapter(cls: type[T]) -> "TypeAdapter[T]":
+    if cls not in _adapters:
+        from pydantic import TypeAdapter  # here, so that `--help` does not pay for it
+
+        _adapters[cls] = TypeAdapter(cls)
+    return _adapters[cls]
 
 
 def json_schema(cls: type[Any]) -> dict[str, Any]:
@@ -72,6 +77,10 @@ def to_plain(value: object) -> Any:
 def canonical(plain: object) -> str:
     """Canonical JSON text of plain values: same values, same bytes."""
     return json.dumps(plain, sort_keys=True, indent=1, allow_nan=False, ensure_ascii=True) + "\n"
+
+
+replace = dataclasses.replace
+"""A record with some fields changed."""
 
 
 def encode(value: object) -> str:
@@ -125,7 +134,9 @@ def _parse_json(text: str, name: str) -> Any:
         raise UserError(e.message, place=name) from None
     except json.JSONDecodeError as e:
         hint = "the file is cut off" if e.pos >= len(text.rstrip()) else None
-        raise UserError(f"not JSON: {e.msg.lower()}", place=f"{name}:{e.lineno}", hint=hint) from None
+        raise UserError(
+            f"not JSON: {e.msg.lower()}", place=f"{name}:{e.lineno}", hint=hint
+        ) from None
     except RecursionError:
         raise UserError("nested too deeply", place=name) from None
     except ValueError:
@@ -145,7 +156,8 @@ def build(
     from pydantic import ValidationError
 
     try:
-        return _adapter(cls).validate_json(json.dumps(tree))
+        value: T = _adapter(cls).validate_json(json.dumps(tree))
+        return value
     except ValidationError as e:
         error = _explain(cls, e, name, lines or {}, text)
     except UserError as e:
@@ -155,7 +167,11 @@ def build(
     raise error
 
 
-def _line(path: Path_, name: str, lines: Lines, text: str | None) -> str:
+def place_of(path: Path_, name: str, lines: Lines, text: str | None) -> str:
+    """`NAME:LINE` of a path or of its nearest known parent; `NAME` where no line is known.
+
+    `text` gives the lines of a JSON file, which are sought only when an error needs them.
+    """
     if not lines and text is not None and name.endswith(".json"):
         lines = json_lines(text)
     while path and path not in lines:
@@ -166,11 +182,11 @@ def _line(path: Path_, name: str, lines: Lines, text: str | None) -> str:
 def _explain(
     cls: type[Any], e: "ValidationError", name: str, lines: Lines, text: str | None
 ) -> UserError:
-    """The first thing wrong, as one sentence with its place and, for a key, the nearest known one."""
+    """The first thing wrong: one sentence, its place and, for a key, the nearest known one."""
     errors = e.errors(include_url=False, include_input=True)
     first = next((x for x in errors if x["type"] in _KEY_ERRORS), errors[0])
     loc: Path_ = tuple(first["loc"])
-    place = _line(loc, name, lines, text)
+    place = place_of(loc, name, lines, text)
     if first["type"] in _KEY_ERRORS:
         key, known = str(loc[-1]), _fields_at(cls, loc[:-1])
         near = difflib.get_close_matches(key, known, n=1)
@@ -216,22 +232,24 @@ def _strip(cls: Any) -> Any:
     return cls
 
 
-def decode_artifact(cls: type[T], text: str, name: str, *, kind: str, version: str) -> tuple[T, str | None]:
+def decode_artifact(
+    cls: type[T], text: str, name: str, *, kind: str, version: str
+) -> tuple[T, str | None]:
     """One of our own JSON files -> (record, warning or None).
 
-    The header (`kind`, `format_version`) is looked at first. Same major and newer minor: read, with keys
-    this version does not know left out, and a warning. Newer major, or another kind: `UserError`.
+    The header (`kind`, `format_version`) is looked at first. Same major and newer minor: read, with
+    keys this version does not know left out, and a warning. Newer major, or another kind:
+    `UserError`.
     """
-    if not name.endswith(".json"):
-        name_for_parse = name + ".json"
-    else:
-        name_for_parse = name
+    name_for_parse = name if name.endswith(".json") else f"{name}.json"
     try:
         tree, _ = parse(text, name_for_parse)
     except UserError as e:
         place = (e.place or name).replace(name_for_parse, name, 1)
         raise UserError(e.message, hint=e.hint, place=place) from None
-    made = f"`meshwright {'plan' if kind == 'plan' else 'profile' if kind == 'profile' else 'launch'}`"
+    made = (
+        f"`meshwright {'plan' if kind == 'plan' else 'profile' if kind == 'profile' else 'launch'}`"
+    )
     if not isinstance(tree, dict) or any(not isinstance(tree.get(k), str) for k in _HEADER):
         raise UserError(f"not a Meshwright {kind} file", hint=f"{made} writes one", place=name)
     if tree["kind"] != kind:
@@ -240,7 +258,9 @@ def decode_artifact(cls: type[T], text: str, name: str, *, kind: str, version: s
     if newer:
         tree = _without_unknown(cls, tree)
     value = build(cls, tree, name, text=text)
-    warning = f"{name} has format {tree['format_version']}, newer than {version}: what is new is left out"
+    warning = (
+        f"{name} has format {tree['format_version']}, newer than {version}: what is new is left out"
+    )
     return value, warning if newer else None
 
 

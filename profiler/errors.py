@@ -1,14 +1,16 @@
 """The one exception that is the user's to mend.
 
-Every reader and every decision raises `UserError` for what the user can put right; anything else that
-escapes is a bug of ours. The terminal prints `error: PLACE: MESSAGE`, an empty line and `hint: HINT`,
-and turns `kind` into the exit code.
+Every reader and every decision raises `UserError` for what the user can put right; anything else
+that escapes is a bug of ours. The terminal prints `error: PLACE: MESSAGE`, an empty line and `hint:
+HINT`, and turns `kind` into the exit code.
 """
 
 from typing import Literal
 
 ErrorKind = Literal["invalid", "infeasible", "stale", "failed", "interrupted"]
-"""invalid: bad input. infeasible: nothing fits. stale: made for something else. failed: a run broke."""
+"""invalid: bad input. infeasible: nothing fits. stale: made for something else. failed: a run
+broke.
+"""
 
 
 class UserError(Exception):

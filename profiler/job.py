@@ -1,8 +1,8 @@
 """What the training job asks for, apart from the model and the cluster.
 
 Bytes per parameter follow the mixed-precision recipe of Megatron-LM ("Reducing Activation
-Recomputation", Korthikanti et al. 2022, and the ZeRO paper, section 3.1): bf16 keeps a 2-byte weight, a
-4-byte gradient and 12 bytes of fp32 master weight and Adam moments; fp32 keeps 4 + 4 + 8.
+Recomputation", Korthikanti et al. 2022, and the ZeRO paper, section 3.1): bf16 keeps a 2-byte
+weight, a 4-byte gradient and 12 bytes of fp32 master weight and Adam moments; fp32 keeps 4 + 4 + 8.
 """
 
 from typing import Annotated, Literal
@@ -31,7 +31,9 @@ class JobSpec:
     precision: Precision = "bf16"
     optimizer: Literal["adamw"] = "adamw"
     memory_reserve: Annotated[float, Ge(0), Lt(1)] = 0.06
-    """Share of each device's memory left free: the allocator's slack, which no sum of tensors shows."""
+    """Share of each device's memory left free: the allocator's slack, which no sum of tensors
+    shows.
+    """
 
     @property
     def tokens_per_step(self) -> int:

@@ -1,11 +1,13 @@
-"""How fast each piece runs: block times, transfer times, and how processes of one host slow each other.
+"""How fast each piece runs: block times, transfer times, and how processes of one host slow each
+other.
 
 Measured and analytic profiles are the same type; each entry says its source. Times are medians of
 repetitions with half the interquartile range as spread. Bytes of a transfer are those of the whole
 tensor: what an all-reduce reduces, what an all-gather returns, what a reduce-scatter takes.
 
-A host that trains on its CPU shares its cores among its ranks. `sharing` holds the measured slow-down of
-a block when `active` ranks of the host compute at once, relative to one; an accelerator has none.
+A host that trains on its CPU shares its cores among its ranks. `sharing` holds the measured
+slow-down of a block when `active` ranks of the host compute at once, relative to one; an
+accelerator has none.
 """
 
 import dataclasses
@@ -28,7 +30,9 @@ Seconds = Annotated[float, Ge(0)]
 
 @record
 class Timing:
-    """Median and spread (half the interquartile range) of `repeats` measurements; 0 repeats: computed."""
+    """Median and spread (half the interquartile range) of `repeats` measurements; 0 repeats:
+    computed.
+    """
 
     median_s: Seconds
     spread_s: Seconds = 0.0
@@ -39,8 +43,8 @@ class Timing:
 class BlockEntry:
     """One block on one rank of a tensor-parallel group, for one micro-batch.
 
-    Times include the group's collectives; `*_collective_s` is the part of them. All times are those of
-    the group alone on its host. An entry with status `oom` has no times.
+    Times include the group's collectives; `*_collective_s` is the part of them. All times are those
+    of the group alone on its host. An entry with status `oom` has no times.
     """
 
     block: BlockKind
@@ -100,7 +104,7 @@ class Environment:
 
 @record
 class Profile:
-    """All measured and computed facts for one model, sequence length and precision on one cluster."""
+    """All facts, measured or computed, for one model, sequence length and cluster."""
 
     format_version: str = FORMAT_VERSION
     kind: Literal["profile"] = "profile"

@@ -1,7 +1,8 @@
 """YAML text -> plain tree with the line of every path, decoded strictly over `yaml.compose`.
 
-YAML 1.2's core scalars: null, true/false, integers, floats (`450e9` included), strings. Refused: keys given
-twice, keys that are no strings, anchors and aliases, explicit tags, more than one document.
+YAML 1.2's core scalars: null, true/false, integers, floats (`450e9` included), strings. Refused:
+keys given twice, keys that are no strings, anchors and aliases, explicit tags, more than one
+document.
 """
 
 import math
@@ -35,8 +36,10 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            raise UserError("anchors and aliases are not read", place=str(event.start_mark.line + 1))
-        return super().compose_node(parent, index)  # type: ignore[no-untyped-call]
+            raise UserError(
+                "anchors and aliases are not read", place=str(event.start_mark.line + 1)
+            )
+        return super().compose_node(parent, index)
 
 
 def _compose(text: str) -> Any:
@@ -44,7 +47,7 @@ def _compose(text: str) -> Any:
     try:
         return loader.get_single_node()
     finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
+        loader.dispose()
 
 
 def parse_yaml(text: str, name: str) -> tuple[Any, Lines]:
@@ -60,7 +63,9 @@ def parse_yaml(text: str, name: str) -> tuple[Any, Lines]:
         place = f"{name}:{mark.line + 1}" if mark else name
         raise UserError(f"not YAML: {e.problem or e.context}", place=place) from None
     except yaml.YAMLError:
-        raise UserError("not YAML: it holds characters that YAML does not allow", place=name) from None
+        raise UserError(
+            "not YAML: it holds characters that YAML does not allow", place=name
+        ) from None
     except RecursionError:
         raise UserError("nested too deeply", place=name) from None
     except ValueError:
@@ -68,7 +73,9 @@ def parse_yaml(text: str, name: str) -> tuple[Any, Lines]:
 
 
 def json_lines(text: str) -> Lines:
-    """Lines of the paths of a JSON text (JSON is read as the YAML it almost always is); {} where not."""
+    """Lines of the paths of a JSON text (JSON is read as the YAML it almost always is); {} where
+    not.
+    """
     lines: Lines = {}
     try:
         root = _compose(text)

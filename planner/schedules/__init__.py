@@ -1,4 +1,5 @@
-"""Pipeline schedules as data: `table_of(name, stages, micro-batches)` gives every rank's actions in order.
+"""Pipeline schedules as data: `table_of(name, stages, micro-batches)` gives every rank's actions in
+order.
 
 The simulator times the same table that the runtime executes.
 """
@@ -25,7 +26,7 @@ def table_of(name: ScheduleName, num_stages: int, num_microbatches: int) -> Tabl
 
 
 def in_flight(row: tuple[Action, ...]) -> int:
-    """Most micro-batches whose forward is done and whose backward is not, at any moment of a rank."""
+    """Most micro-batches with forward done and backward not, at any moment of a rank."""
     now = most = 0
     for action in row:
         now += {"F": 1, "B": -1, "I": 0, "W": -1}[action.op]

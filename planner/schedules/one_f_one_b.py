@@ -1,8 +1,8 @@
-"""1F1B: warm up, alternate one forward and one backward, drain (PipeDream-Flush, Narayanan et al. 2021,
-arXiv:2104.04473).
+"""1F1B: warm up, alternate one forward and one backward, drain (PipeDream-Flush, Narayanan et al.
+2021, arXiv:2104.04473).
 
-Stage s of p keeps at most min(m, p - s) micro-batches in flight; the step takes as long as GPipe's where
-stages are equal: (m + p - 1) * (f + b). Fewer micro-batches than stages are allowed.
+Stage s of p keeps at most min(m, p - s) micro-batches in flight; the step takes as long as GPipe's
+where stages are equal: (m + p - 1) * (f + b). Fewer micro-batches than stages are allowed.
 """
 
 from planner.schedules.action import Action, Table

@@ -1,0 +1,44 @@
+"""Lower bounds of a step, for pruning and as a statement of how good a layout can be.
+
+With m micro-batches and, per stage, forward F, backward B and tail T (gradient reduction +
+optimizer):
+
+    step >= sum_{i<s} (F_i + send) + m (F_s + B_s) + max(T_s, sum_{i<s} (B_i + send) + T_0)   for
+    every s
+
+because the first input of stage s passes through all earlier stages and its last gradient goes back
+through them. On a host whose ranks share cores also: all work / the most that the host does at
+once.
+"""
+
+from planner.simulate import Program, Sharing
+
+
+def lower_bound(program: Program, sharing: Sharing | None) -> float:
+    """Seconds that no schedule of these stages can beat."""
+    m = sum(a.op == "F" for a in program.table[0])
+    tails = [a + b for a, b in zip(program.sync_s, program.optimizer_s, strict=True)]
+    before = back = best = 0.0
+    for s, (f, b) in enumerate(zip(program.forward_s, program.backward_s, strict=True)):
+        if s:
+            before += program.forward_s[s - 1] + program.send_forward_s[s - 1]
+            back += program.backward_s[s - 1] + program.send_backward_s[s]
+        best = max(best, before + m * (f + b) + max(tails[s], back + tails[0] if s else 0.0))
+    if sharing is None:
+        return best
+    return max(best, _host_bound(program, sharing, m))
+
+
+def _host_bound(program: Program, sharing: Sharing, m: int) -> float:
+    """All work of the busiest host over the most it does at once, k / slow(k) at the best k."""
+    hosts = range(len(sharing.ranks_on_host[0]))
+    worst = 0.0
+    for h in hosts:
+        ranks = [row[h] for row in sharing.ranks_on_host]
+        blocks, sync = sharing.slow(sharing.group_ranks), sharing.slow(sharing.sync_ranks)
+        stages = zip(ranks, program.forward_s, program.backward_s, program.optimizer_s, strict=True)
+        work = sum(n * (m * (f + b) + o) / blocks for n, f, b, o in stages)
+        work += sum(n * y / sync for n, y in zip(ranks, program.sync_s, strict=True))
+        most = max(k / sharing.slow(k) for k in range(1, sum(ranks) + 1)) if sum(ranks) else 1.0
+        worst = max(worst, work / most)
+    return worst

@@ -1,0 +1,93 @@
+"""A chain of blocks into consecutive stages: exact min-max dynamic programming under memory caps.
+
+    M*  = min over splits of  max_s  sum_{j in stage s} cost_j          (first pass)
+    min over splits with every stage <= M*  of  sum_s (stage cost)^2    (second pass: even out the
+    rest)
+
+subject to `fixed_j + held_j * in_flight_s` summed over stage s <= `caps_s`. Prefix sums make a
+stage O(1), so both passes are O(stages * blocks^2) (the classical linear partition problem; memory
+per stage as in DAPPLE, Fan et al. 2021, section 4, where early stages hold more micro-batches).
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from solvers.result import SolveResult
+
+Floats = NDArray[np.float64]
+Stages = tuple[tuple[int, int], ...]
+
+
+def partition(
+    cost: Floats,
+    num_stages: int,
+    *,
+    fixed: Floats | None = None,
+    held: Floats | None = None,
+    in_flight: Floats | None = None,
+    caps: Floats | None = None,
+) -> SolveResult[Stages]:
+    """Split `cost` [n] (any unit, >= 0) into `num_stages` non-empty runs; objective is the largest
+    sum.
+
+    `fixed`, `held` [n] are bytes of a block once and per micro-batch in flight; `in_flight`, `caps`
+    [num_stages] the micro-batches each stage holds and the bytes it may use. INFEASIBLE where no
+    split obeys the caps or there are more stages than blocks.
+    """
+    n = len(cost)
+    if num_stages > n:
+        return SolveResult(status="INFEASIBLE")
+    allowed = _allowed(n, num_stages, fixed, held, in_flight, caps)
+    prefix = np.concatenate(([0.0], np.cumsum(cost)))
+    sums = prefix[None, :] - prefix[:, None]  # [first, end)
+    largest, _ = _dynamic_program(sums, allowed, np.maximum)
+    if not np.isfinite(largest):
+        return SolveResult(status="INFEASIBLE")
+    # A sum of prefixes and the maximum of sums round differently: leave room for the last bit.
+    within = allowed & (sums <= largest * (1 + 1e-12))
+    _, stages = _dynamic_program(sums**2, within, np.add)
+    return SolveResult(status="OPTIMAL", value=stages, objective=largest, bound=largest)
+
+
+def _allowed(
+    n: int,
+    num_stages: int,
+    fixed: Floats | None,
+    held: Floats | None,
+    in_flight: Floats | None,
+    caps: Floats | None,
+) -> NDArray[np.bool_]:
+    """[stage, first, end]: the run is not empty and fits the stage."""
+    ends = np.arange(n + 1)
+    run = np.broadcast_to(ends[None, :] > ends[:, None], (num_stages, n + 1, n + 1))
+    if caps is None or fixed is None or held is None or in_flight is None:
+        return run
+    once, each = (np.concatenate(([0.0], np.cumsum(x))) for x in (fixed, held))
+    needed = (once[None, :] - once[:, None])[None] + (each[None, :] - each[:, None])[
+        None
+    ] * in_flight[:, None, None]
+    return run & (needed <= caps[:, None, None])
+
+
+def _dynamic_program(
+    sums: Floats, allowed: NDArray[np.bool_], join: np.ufunc
+) -> tuple[float, Stages]:
+    """Best total of `join` over the stages' values `sums[first, end]`; inf where nothing is
+    allowed.
+    """
+    num_stages, size, _ = allowed.shape
+    best = np.full(size, np.inf)
+    best[0] = 0.0
+    came_from = np.zeros((num_stages, size), dtype=np.int64)
+    for s in range(num_stages):
+        total = np.where(allowed[s], join(best[:, None], sums), np.inf)
+        came_from[s] = np.argmin(total, axis=0)
+        best = total[came_from[s], np.arange(size)]
+    if not np.isfinite(best[-1]):
+        return float("inf"), ()
+    stages, end = [], size - 1
+    for s in reversed(range(num_stages)):
+        first = int(came_from[s, end])
+        stages.append((first, end))
+        end = first
+    return float(best[-1]), tuple(reversed(stages))
