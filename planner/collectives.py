@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from profiler.cluster import NodeGroup
+from profiler.errors import UserError
 from profiler.profile import Profile, Scope, Source, TransferOp
 
 _RINGS: dict[TransferOp, float] = {"all_gather": 1.0, "reduce_scatter": 1.0, "all_reduce": 2.0}
@@ -104,7 +105,7 @@ class Links:
         """One message per device at the same time, all devices of a node sending: (seconds,
         source).
         """
-        curve = self._curves[("p2p", 2, "node" if same_node else "cluster")]
+        curve = self._p2p_curve("node" if same_node else "cluster")
         if same_node:
             return curve.at(num_bytes), curve.source
         crowd = max(1.0, self.node.devices_per_node / self.node.nics_per_node)
@@ -119,15 +120,26 @@ class Links:
             return curve.at(num_bytes), curve.source
         return self._ring(op, num_bytes, group), "analytic"
 
+    def _p2p_curve(self, scope: Scope) -> Curve:
+        curve = self._curves.get(("p2p", 2, scope))
+        if curve is None:
+            where = "inside a node" if scope == "node" else "between nodes"
+            raise UserError(
+                f"the profile has no point-to-point times {where}",
+                hint="profile again",
+                kind="stale",
+            )
+        return curve
+
     def _ring(self, op: TransferOp, num_bytes: float, group: Group) -> float:
-        inside = self._curves.get(("p2p", 2, "node"))
         rates, latencies = [], []
         nodes = -(-group.size // group.per_node)
-        if group.per_node > 1 and inside is not None:
+        if group.per_node > 1:
+            inside = self._p2p_curve("node")
             rates.append(inside.bytes_per_s)
             latencies += [inside.latency_s] * (group.size - nodes)
         if nodes > 1:
-            between = self._curves[("p2p", 2, "cluster")]
+            between = self._p2p_curve("cluster")
             share = self.node.nics_per_node * group.per_node / self.node.devices_per_node
             rates.append(between.bytes_per_s * share)
             latencies += [between.latency_s] * nodes

@@ -18,9 +18,10 @@ from planner.memory import boundary_bytes, local_params, stage_memory, static_by
 from planner.plan import StageMemory
 from planner.schedules import in_flight, table_of
 from planner.simulate import Program, Sharing
+from profiler.codec import replace
 from profiler.job import GRAD_BYTES, JobSpec
 from profiler.model import ModelSpec
-from profiler.profile import Profile
+from profiler.profile import Profile, Source
 from solvers.partition import Stages, partition
 
 
@@ -79,7 +80,7 @@ class CostModel:
             stages = self._split(config, chain)
         if stages is None:
             return None
-        program, sync_tp = self._program(config, chain, stages)
+        program, measured_share = self._program(config, chain, stages)
         sharing = self._sharing(config)
         runs = [[(k, chain[k]) for k in range(first, end)] for first, end in stages]
         full = config.recompute == "full"
@@ -98,7 +99,7 @@ class CostModel:
             ),
             memory=self._memory(config, chain, stages),
             bound_s=lower_bound(program, sharing),
-            measured_share=sync_tp,
+            measured_share=measured_share,
         )
 
     def least_peak(self, config: ParallelConfig) -> int:
@@ -117,10 +118,12 @@ class CostModel:
 
     def _split(self, config: ParallelConfig, chain: list[BlockCost]) -> Stages | None:
         flights = self._in_flight(config)
-        key = (config.pp, config.tp, config.micro_batch, config.recompute, flights)
+        # The schedule matters to the split only through its micro-batches in flight.
+        key = (replace(config, schedule="1f1b"), flights)
         if key not in self._splits:
             kept = np.array([self._kept(config, k, c) for k, c in enumerate(chain)])
             work = max(self._workspace(config, k, c) for k, c in enumerate(chain))
+            room = self.capacity_bytes - work
             params = np.array([self._params(config, k) for k in range(len(chain))], dtype=float)
             m = config.num_microbatches(self.job)
             times = [
@@ -133,7 +136,7 @@ class CostModel:
                 fixed=params * static_bytes_per_param(self.job),
                 held=kept,
                 in_flight=np.array(flights, dtype=float),
-                caps=np.full(config.pp, self.capacity_bytes - work),
+                caps=np.array([room - self._buffers(config, s) for s in range(config.pp)]),
             ).value
         return self._splits[key]
 
@@ -157,19 +160,27 @@ class CostModel:
     def _workspace(self, config: ParallelConfig, block: int, cost: BlockCost) -> float:
         return max(0.0, cost.peak_bytes - self._kept(config, block, cost))
 
+    def _buffers(self, config: ParallelConfig, stage: int) -> float:
+        """Receive buffers: one per micro-batch from each neighbour."""
+        neighbours = (stage > 0) + (stage < config.pp - 1)
+        boundary = boundary_bytes(self.model, self.job, config.tp, config.micro_batch)
+        return float(neighbours * config.num_microbatches(self.job) * boundary)
+
     def _memory(
         self, config: ParallelConfig, chain: list[BlockCost], stages: Stages
     ) -> tuple[StageMemory, ...]:
         out = []
-        for (first, end), flights in zip(stages, self._in_flight(config), strict=True):
+        in_flight = self._in_flight(config)
+        for s, ((first, end), flights) in enumerate(zip(stages, in_flight, strict=True)):
             run = range(first, end)
             out.append(
                 stage_memory(
                     self.job,
                     sum(self._params(config, k) for k in run),
                     flights,
-                    sum(self._kept(config, k, chain[k]) for k in run),
-                    max(self._workspace(config, k, chain[k]) for k in run),
+                    kept_bytes=sum(self._kept(config, k, chain[k]) for k in run),
+                    buffer_bytes=self._buffers(config, s),
+                    workspace_bytes=max(self._workspace(config, k, chain[k]) for k in run),
                 )
             )
         return tuple(out)
@@ -177,46 +188,46 @@ class CostModel:
     def _program(
         self, config: ParallelConfig, chain: list[BlockCost], stages: Stages
     ) -> tuple[Program, float]:
-        """Durations, and the share of them that was measured."""
-        per_node = self.node.devices_per_node
-        replicas = group_of(config.dp_replicate, config.tp, per_node)
-        boundary = boundary_bytes(self.model, self.job, config.tp, config.micro_batch)
-        stride, m = config.dp_replicate * config.tp, config.num_microbatches(self.job)
-        sends, syncs, measured, total = [], [], 0.0, 0.0
-        for s, (first, end) in enumerate(stages):
-            same_node = (s * stride) // per_node == ((s + 1) * stride) // per_node
-            grads = (
-                sum(self._params(config, k) for k in range(first, end))
-                * GRAD_BYTES[self.job.precision]
-            )
-            send, send_source = (
-                (0.0, "measured")
-                if config.pp == 1
-                else self.links.p2p(boundary, same_node=same_node)
-            )
-            sync, sync_source = self.links.collective("all_reduce", grads, replicas)
-            sends.append(send)
-            syncs.append(sync)
-            pieces = [(sync, sync_source), (m * send, send_source)]
-            for k in range(first, end):
-                busy = (
-                    m * (chain[k].forward_s + self._backward(config, k, chain[k]))
-                    + chain[k].optimizer_s
-                )
-                pieces.append((busy, chain[k].source))
-            total += sum(t for t, _ in pieces)
-            measured += sum(t for t, source in pieces if source == "measured")
+        """Durations, and the share of the busy time that was measured."""
+        m = config.num_microbatches(self.job)
+        sends = [self._send(config, s) for s in range(config.pp)]
+        syncs = [self._sync(config, first, end) for first, end in stages]
         runs = [[(k, chain[k]) for k in range(first, end)] for first, end in stages]
         program = Program(
             table=table_of(config.schedule, config.pp, m),
             forward_s=tuple(sum(c.forward_s for _, c in run) for run in runs),
             backward_s=tuple(sum(self._backward(config, k, c) for k, c in run) for run in runs),
-            send_forward_s=tuple(sends),
-            send_backward_s=(0.0, *sends[:-1]),
-            sync_s=tuple(syncs),
+            send_forward_s=tuple(seconds for seconds, _ in sends),
+            send_backward_s=(0.0, *(seconds for seconds, _ in sends[:-1])),
+            sync_s=tuple(seconds for seconds, _ in syncs),
             optimizer_s=tuple(sum(c.optimizer_s for _, c in run) for run in runs),
         )
+        pieces = [*syncs, *((2 * m * seconds, source) for seconds, source in sends)]
+        for k, c in enumerate(chain):
+            busy = m * (c.forward_s + self._backward(config, k, c)) + c.optimizer_s
+            pieces.append((busy, c.source))
+        measured = sum(seconds for seconds, source in pieces if source == "measured")
+        total = sum(seconds for seconds, _ in pieces)
         return program, measured / total if total else 0.0
+
+    def _send(self, config: ParallelConfig, stage: int) -> tuple[float, Source]:
+        """Seconds of a message to the next stage, by the slowest of its ranks' links."""
+        if stage == config.pp - 1:
+            return 0.0, "analytic"
+        stride, per_node = config.dp_replicate * config.tp, self.node.devices_per_node
+        ranks = range(stage * stride, (stage + 1) * stride)
+        same_node = stride < per_node and all(
+            rank // per_node == (rank + stride) // per_node for rank in ranks
+        )
+        num_bytes = boundary_bytes(self.model, self.job, config.tp, config.micro_batch)
+        return self.links.p2p(num_bytes, same_node=same_node)
+
+    def _sync(self, config: ParallelConfig, first: int, end: int) -> tuple[float, Source]:
+        """Seconds of the gradient reduction of blocks [first, end) over the replicas."""
+        replicas = group_of(config.dp_replicate, config.tp, self.node.devices_per_node)
+        params = sum(self._params(config, k) for k in range(first, end))
+        grads = params * GRAD_BYTES[self.job.precision]
+        return self.links.collective("all_reduce", grads, replicas)
 
     def _sharing(self, config: ParallelConfig) -> Sharing | None:
         if self._slowdown is None:

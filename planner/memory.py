@@ -2,13 +2,16 @@
 
     static     = local parameters * (weight + gradient + optimizer bytes)      (profiler.job)
     kept       = in flight * sum of what each block keeps from forward to backward
-    peak       = static + max(kept + workspace of the neediest block, workspace of the optimizer)
+    buffers    = micro-batches * boundary activation, for each neighbour
+    peak       = static + buffers + max(kept + workspace of the neediest block, update)
 
 In flight is the schedule's own count (at most m for GPipe, min(m, p - s) for 1F1B). Under full
 recomputation a layer keeps its input and needs all of its activations again, once, while it runs
-backward. The optimizer's multi-tensor update holds one fp32 temporary of every parameter
-(torch's `_multi_tensor_adamw`: the denominators). Norms and routers are replicated over tp, all
-else is sharded.
+backward. PyTorch's pipeline stages keep one receive buffer for each micro-batch and neighbour
+(`torch.distributed.pipelining.stage`, `_create_act_recv_info`). Update is one fp32 copy of every
+parameter: the denominators of the multi-tensor optimizer (`_multi_tensor_adamw`), or the flat
+buckets of the gradient reduction just before. Norms and routers are replicated over tp, all else
+is sharded.
 """
 
 from planner.plan import StageMemory
@@ -48,11 +51,16 @@ def static_bytes_per_param(job: JobSpec) -> int:
 
 
 def stage_memory(
-    job: JobSpec, num_params: int, in_flight: int, kept_bytes: float, workspace_bytes: float
+    job: JobSpec,
+    num_params: int,
+    in_flight: int,
+    *,
+    kept_bytes: float,
+    buffer_bytes: float,
+    workspace_bytes: float,
 ) -> StageMemory:
     """Peak of one rank: `kept_bytes` per micro-batch in flight, `workspace_bytes` of the neediest
-    block.
-    """
+    block, `buffer_bytes` of all receive buffers."""
     kept = round(in_flight * kept_bytes)
     at_update = num_params * OPTIMIZER_TEMPORARY_BYTES
     return StageMemory(
@@ -60,5 +68,6 @@ def stage_memory(
         grad_bytes=num_params * GRAD_BYTES[job.precision],
         optimizer_bytes=num_params * OPTIMIZER_BYTES[job.precision],
         activation_bytes=kept,
+        buffer_bytes=round(buffer_bytes),
         workspace_bytes=max(round(workspace_bytes), at_update - kept),
     )

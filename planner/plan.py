@@ -33,6 +33,8 @@ class StageMemory:
     optimizer_bytes: NotNegative
     activation_bytes: NotNegative
     """Kept activations of all micro-batches in flight at the peak."""
+    buffer_bytes: NotNegative
+    """Receive buffers of the pipeline, which live from step to step."""
     workspace_bytes: NotNegative
     """What one block needs while it runs, beyond what it keeps."""
 
@@ -41,7 +43,7 @@ class StageMemory:
         """All of them."""
         return (
             self.weight_bytes + self.grad_bytes + self.optimizer_bytes
-            + self.activation_bytes + self.workspace_bytes
+            + self.activation_bytes + self.buffer_bytes + self.workspace_bytes
         )  # fmt: skip
 
 

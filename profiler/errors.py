@@ -13,6 +13,11 @@ broke.
 """
 
 
+def _one_line(text: str) -> str:
+    """Control characters escaped: messages quote what users' files hold, down to the last byte."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 class UserError(Exception):
     """A failure with a message for the user, a place where there is one, and a way out.
 
@@ -29,9 +34,9 @@ class UserError(Exception):
         details: tuple[str, ...] = (),
     ) -> None:
         super().__init__(message)
-        self.message = message
-        self.hint = hint
-        self.place = place
+        self.message = _one_line(message)
+        self.hint = _one_line(hint) if hint else hint
+        self.place = _one_line(place) if place else place
         self.kind: ErrorKind = kind
         self.details = details
 

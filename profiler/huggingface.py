@@ -1,11 +1,12 @@
 """Hugging Face `config.json` -> `ModelSpec`, for model types llama, qwen2, qwen3 and mixtral.
 
-Names and defaults are those of the configuration classes of the `transformers` library (LlamaConfig,
-Qwen2Config, Qwen3Config, MixtralConfig). A default is used only where leaving the key out is usual;
-sizes that those classes would silently invent (`hidden_size` 4096, say) must be given. Keys of no
-consequence for cost are passed over; what would change the count of parameters or FLOPs and is not
-modelled is refused: biases other than Qwen2's, sliding-window attention, an activation that is not
-SwiGLU's. `rope_scaling` changes angles alone, so it costs nothing and is passed over.
+Names and defaults are those of the configuration classes of the `transformers` library
+(LlamaConfig, Qwen2Config, Qwen3Config, MixtralConfig). A default is used only where leaving the key
+out is usual; sizes that those classes would silently invent (`hidden_size` 4096, say) must be
+given. Keys of no consequence for cost are passed over. What would change the count of parameters or
+FLOPs and is not modelled is refused: biases other than Qwen2's, sliding-window attention, an
+activation other than SwiGLU's. `rope_scaling` changes angles alone: it costs nothing and is passed
+over.
 """
 
 import difflib
@@ -112,7 +113,8 @@ def model_from_config(
     """Content of a `config.json` -> shape of the model, called `name`.
 
     `place` is what errors call the file; `lines` or its `text` let them name the line. Raises
-    `UserError` for an unsupported model type, a missing key, a wrong type, or a feature not modelled.
+    `UserError` for an unsupported model type, a missing key, a wrong type, or a feature that is
+    not modelled.
     """
     if not isinstance(tree, dict):
         raise UserError("a model config is a JSON object", place=place)

@@ -1,0 +1,46 @@
+# Every target makes the environment it needs. PYTHON chooses the interpreter (3.11 or newer).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PY := $(BIN)/python -P
+export OMP_NUM_THREADS = 1
+
+.PHONY: demo test lint unit distributed nightly accuracy bench docs wheel clean
+
+demo: $(VENV)/installed  ## profile this machine, plan, launch, verify
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/tiny-llama/demo.sh
+
+test: lint unit distributed wheel  ## everything CI runs
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(PY) tests/check_lengths.py
+
+unit: $(VENV)/installed  ## under a minute, without torch
+	$(PY) -m pytest -m "not distributed and not nightly"
+
+distributed: $(VENV)/installed  ## real processes: parity, profile, launch
+	$(PY) -m pytest -m "distributed and not nightly" --durations=5
+
+nightly: $(VENV)/installed  ## 10,000 fuzzed inputs for each reader
+	$(PY) -m pytest -m nightly
+
+accuracy: $(VENV)/installed  ## run many layouts on 4 processes, write docs/accuracy.md
+	$(PY) -m tests.accuracy.loop
+
+bench: $(VENV)/installed  ## speed of planning
+	$(PY) -m tests.accuracy.bench
+
+wheel: $(VENV)/installed  ## planning works from a wheel where torch is not installed
+	PYTHON="$(PYTHON)" sh tests/check_wheel.sh
+
+clean:
+	rm -rf $(VENV) build dist
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[run,dev]"
+	touch $@

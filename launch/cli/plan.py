@@ -1,0 +1,119 @@
+"""`meshwright plan`: choose the layout, show the table, save `plan.json`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from launch.cli.options import Json, Model, search_options
+from launch.cli.terminal import bold, note, say
+from profiler.errors import UserError
+
+if TYPE_CHECKING:
+    from planner.plan import Plan
+    from profiler.cluster import ClusterSpec
+    from profiler.job import JobSpec
+    from profiler.profile import Profile
+
+Cluster = Annotated[
+    str | None,
+    typer.Option("-c", "--cluster", help="Cluster YAML, or a name like h100-2x8."),
+]
+
+
+def run(
+    model: Model,
+    cluster: Cluster = None,
+    profile: Annotated[
+        Path | None, typer.Option("--profile", help="profile.json of `meshwright profile`.")
+    ] = None,
+    global_batch: Annotated[int, typer.Option(min=1, help="Sequences per step.")] = 256,
+    seq_len: Annotated[
+        int | None, typer.Option(min=1, help="Tokens per sequence [profile's, or 4096].")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="bf16 or fp32 [profile's, or bf16 if the device has it].")
+    ] = None,
+    pin: Annotated[
+        list[str] | None, typer.Option(help="Only these: tp=4,8 or split=3,2,3.")
+    ] = None,
+    forbid: Annotated[list[str] | None, typer.Option(help="None of these: pp=1.")] = None,
+    top: Annotated[int, typer.Option(min=0, max=1000, help="Alternatives to keep.")] = 5,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Where to save.")] = Path("plan.json"),
+    as_json: Json = False,
+) -> None:
+    """Choose the parallel layout that trains MODEL fastest."""
+    from launch.artifact import read_profile, write_atomic
+    from planner.search import make_plan
+    from profiler.analytic import analytic_profile
+    from profiler.catalog import resolve_cluster, resolve_model
+    from profiler.codec import encode
+
+    options = search_options(pin or [], forbid or [], top)
+    spec = resolve_model(model)
+    measured = read_profile(profile) if profile else None
+    given = resolve_cluster(cluster) if cluster else None
+    target = _cluster(given, measured)
+    job = _job(global_batch, seq_len, precision, target, measured)
+    result = make_plan(spec, job, measured or analytic_profile(spec, job, target), options)
+    text = encode(result)
+    write_atomic(out, text)
+    if as_json:
+        typer.echo(text, nl=False)
+    else:
+        _print(result)
+    note(f"Saved the plan to: `{out}`")
+    if not as_json:
+        say(f"\nTo run it:\n    meshwright launch {out}")
+
+
+def _cluster(given: "ClusterSpec | None", measured: "Profile | None") -> "ClusterSpec":
+    if measured is None:
+        if given is None:
+            raise UserError(
+                "no cluster was given", hint="pass `-c h100-2x8`, a cluster file, or `--profile`"
+            )
+        return given
+    if given is not None:
+        ours, theirs = given.uniform, measured.cluster.uniform
+        shape = (ours.device.name, ours.num_nodes, ours.devices_per_node)
+        if shape != (theirs.device.name, theirs.num_nodes, theirs.devices_per_node):
+            raise UserError(
+                f"the profile is of {theirs.num_nodes} x {theirs.devices_per_node} "
+                f"{theirs.device.name}, not of cluster `{given.name}`",
+                hint="leave `--cluster` out to plan for the profiled one",
+                kind="stale",
+            )
+    return measured.cluster
+
+
+def _job(
+    global_batch: int,
+    seq_len: int | None,
+    precision: str | None,
+    cluster: "ClusterSpec",
+    measured: "Profile | None",
+) -> "JobSpec":
+    from profiler.codec import build
+    from profiler.job import JobSpec
+
+    if precision is None:
+        has_bf16 = "bf16" in cluster.uniform.device.flops_per_s
+        precision = measured.precision if measured else "bf16" if has_bf16 else "fp32"
+    if seq_len is None:
+        seq_len = measured.seq_len if measured else 4096
+    tree = {"global_batch": global_batch, "seq_len": seq_len, "precision": precision}
+    return build(JobSpec, tree, "command line")
+
+
+def _print(plan: "Plan") -> None:
+    from launch.cli import render
+
+    say(bold(render.heading(plan)))
+    say(f"\n{render.considered(plan)}\n")
+    for line in render.table(plan):
+        say(line)
+    say(f"\n{render.split_words(plan, plan.chosen).capitalize()}")
+    for line in render.memory_bars(plan):
+        say(line)
+    say(f"\n{render.proof(plan)}\n")

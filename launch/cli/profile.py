@@ -1,0 +1,137 @@
+"""`meshwright profile`: measure blocks and links, or compute them from the catalogue."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from launch.cli.options import Json, Model, parse_counts
+from launch.cli.plan import Cluster
+from launch.cli.terminal import STATE, Progress, note, say
+from profiler.errors import UserError
+
+if TYPE_CHECKING:
+    from profiler.model import ModelSpec
+    from profiler.profile import Profile
+
+
+def run(
+    model: Model,
+    nproc: Annotated[int, typer.Option(min=1, max=1024, help="Processes to measure with.")] = 4,
+    seq_len: Annotated[int, typer.Option(min=1, help="Tokens per sequence.")] = 128,
+    micro_batches: Annotated[str, typer.Option(help="Micro-batch sizes to measure.")] = "1,2,4",
+    tp: Annotated[
+        str | None, typer.Option(help="Tensor-parallel degrees.", show_default="all that divide")
+    ] = None,
+    analytic: Annotated[
+        bool, typer.Option("--analytic", help="From the catalogue; measures nothing.")
+    ] = False,
+    cluster: Cluster = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Discard an interrupted profile.")
+    ] = False,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Where to save.")] = Path("profile.json"),
+    as_json: Json = False,
+) -> None:
+    """Measure how fast this machine runs the blocks of MODEL and moves data between processes."""
+    from launch.artifact import write_atomic
+    from profiler.codec import encode
+
+    if analytic:
+        result = _analytic(model, cluster, seq_len)
+    else:
+        if cluster is not None:
+            raise UserError("`--cluster` goes with `--analytic`", hint="measuring is done here")
+        result = _measure(model, nproc, seq_len, micro_batches, tp, out, restart)
+    text = encode(result)
+    write_atomic(out, text)
+    if not analytic:
+        from launch.profiling import discard_partial
+
+        discard_partial(out)
+    if as_json:
+        typer.echo(text, nl=False)
+    else:
+        _print(result)
+    note(f"Saved the profile to: `{out}`")
+    if not as_json:
+        say(f"\nTo plan with it:\n    meshwright plan -m {model} --profile {out} --global-batch 16")
+
+
+def _analytic(model: str, cluster: str | None, seq_len: int) -> "Profile":
+    from profiler.analytic import LARGEST_MICRO_BATCH, analytic_profile
+    from profiler.catalog import resolve_cluster, resolve_model
+    from profiler.job import JobSpec
+
+    if cluster is None:
+        raise UserError("`--analytic` needs a cluster", hint="pass `-c h100-2x8`")
+    spec, target = resolve_model(model), resolve_cluster(cluster)
+    has_bf16 = "bf16" in target.uniform.device.flops_per_s
+    job = JobSpec(
+        global_batch=LARGEST_MICRO_BATCH,
+        seq_len=seq_len,
+        precision="bf16" if has_bf16 else "fp32",
+    )
+    return analytic_profile(spec, job, target)
+
+
+def _measure(
+    model: str,
+    nproc: int,
+    seq_len: int,
+    micro_batches: str,
+    tp: str | None,
+    out: Path,
+    restart: bool,
+) -> "Profile":
+    from launch.profiling import measure_profile
+    from profiler.catalog import load_device, resolve_model
+
+    spec = resolve_model(model)
+    degrees = parse_counts(tp, "--tp") if tp else _all_degrees(spec, nproc, seq_len)
+    progress = Progress()
+    try:
+        return measure_profile(
+            spec,
+            seq_len,
+            "fp32",
+            num_processes=nproc,
+            micro_batches=parse_counts(micro_batches, "--micro-batches"),
+            tp_degrees=degrees,
+            device=load_device("cpu").device,
+            out=out,
+            restart=restart,
+            progress=(lambda *_: None) if STATE.quiet else progress,
+        )
+    finally:
+        progress.close()
+
+
+def _all_degrees(model: "ModelSpec", num_processes: int, seq_len: int) -> tuple[int, ...]:
+    """Tensor-parallel degrees that both the processes and the model's sizes allow."""
+    sizes = (model.num_kv_heads, model.ffn_hidden_size, model.vocab_size, seq_len, num_processes)
+    return tuple(d for d in range(1, num_processes + 1) if not any(n % d for n in sizes))
+
+
+def _print(profile: "Profile") -> None:
+    from launch.cli.render import cluster_words, seconds, size
+
+    where = profile.environment
+    say(f"{profile.model.name} on {cluster_words(profile.cluster)}, {profile.source}")
+    if where.num_cores:
+        say(f"{where.device}, {where.num_cores} cores, torch {where.torch}, {where.backend}")
+    head = f"{'block':<7}{'tp':>3}{'mbs':>4}{'forward':>11}{'backward':>11}{'in tp comm':>12}"
+    say(f"\n  {head}{'kept':>11}")
+    for e in profile.blocks:
+        if e.status == "oom" or not (e.forward and e.input_grad and e.weight_grad):
+            say(f"  {e.block:<7}{e.tp:>3}{e.micro_batch:>4}  out of memory")
+            continue
+        back = e.input_grad.median_s + e.weight_grad.median_s
+        talk = e.forward_collective_s + e.backward_collective_s
+        say(
+            f"  {e.block:<7}{e.tp:>3}{e.micro_batch:>4}{seconds(e.forward.median_s):>11}"
+            f"{seconds(back):>11}{seconds(talk):>12}{size(e.saved_bytes):>11}"
+        )
+    if profile.sharing:
+        curve = ", ".join(f"{s.active}: {s.slowdown:.2f}x" for s in profile.sharing)
+        say(f"\n  slow-down by ranks computing at once: {curve}")

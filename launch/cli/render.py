@@ -1,0 +1,136 @@
+"""Plans and verdicts as text of at most 80 columns. Pure: records in, lines out."""
+
+from planner.plan import Candidate, Plan, StageMemory
+from planner.space import MEMORY_RULE, SENTENCES
+from profiler.cluster import ClusterSpec
+
+GIB = 2**30
+_BAR = 24
+
+
+def seconds(value: float) -> str:
+    """Four significant digits, in s or ms."""
+    if value and abs(value) < 0.1:
+        return f"{value * 1e3:.3g} ms"
+    return f"{value:.4g} s"
+
+
+def size(num_bytes: float) -> str:
+    """In GiB, MiB or KiB."""
+    for unit, scale in (("GiB", GIB), ("MiB", 2**20)):
+        if num_bytes >= scale:
+            return f"{num_bytes / scale:.1f} {unit}"
+    return f"{num_bytes / 1024:.1f} KiB"
+
+
+def cluster_words(cluster: ClusterSpec) -> str:
+    """`2 x 8 h100`."""
+    return ", ".join(
+        f"{g.num_nodes} x {g.devices_per_node} {g.device.name}" for g in cluster.groups
+    )
+
+
+def heading(plan: Plan) -> str:
+    """What was asked, in a line."""
+    job = plan.job
+    return (
+        f"{plan.model.name} on {cluster_words(plan.cluster)}, "
+        f"global batch {job.global_batch} x {job.seq_len} tokens, {job.precision}"
+    )
+
+
+def considered(plan: Plan) -> str:
+    """What became of the enumerated layouts."""
+    counts = plan.counts
+    unfit = counts.rejected.get(MEMORY_RULE, 0)
+    ruled_out = sum(counts.rejected.values()) - unfit
+    return (
+        f"Considered {counts.enumerated:,} layouts: {ruled_out:,} ruled out, {unfit:,} do not fit, "
+        f"{counts.pruned:,} pruned,\n{counts.simulated:,} simulated"
+    )
+
+
+def table(plan: Plan) -> list[str]:
+    """The chosen layout and the alternatives, the best first."""
+    lines = [f"     {'layout':<34}{'sched':<6}{'step':>9}{'MFU':>7}{'peak':>10}{'vs best':>9}"]
+    best = plan.chosen.estimate.step_s
+    for i, c in enumerate((plan.chosen, *plan.alternatives)):
+        versus = "chosen" if i == 0 else f"+{c.estimate.step_s / best - 1:.1%}"
+        lines.append(
+            f" {'✔' if i == 0 else ' '}   {c.config.label:<34}{c.config.schedule:<6}"
+            f"{seconds(c.estimate.step_s):>9}{c.estimate.mfu:>7.1%}"
+            f"{size(c.estimate.peak_bytes):>10}{versus:>9}"
+        )
+    return lines
+
+
+def split_words(plan: Plan, candidate: Candidate) -> str:
+    """Layers of each stage, and where embedding and head are."""
+    layers = candidate.placement.layers_per_stage(plan.model.num_layers)
+    if len(layers) == 1:
+        return f"all {layers[0]} layers"
+    counts = (
+        " + ".join(map(str, layers)) if len(layers) <= 12 else f"{min(layers)} to {max(layers)}"
+    )
+    return f"{counts} layers (embedding first, head last)"
+
+
+def memory_bars(plan: Plan) -> list[str]:
+    """Per stage: weights and gradients, optimizer, activations, workspace, free."""
+    capacity = plan.cluster.uniform.device.memory_bytes
+    stages = plan.chosen.estimate.stages
+    shown = range(len(stages)) if len(stages) <= 8 else (0, 1, len(stages) - 2, len(stages) - 1)
+    lines = ["         █ weights, grads  ▓ optimizer  ▒ activations  ░ workspace  · free"]
+    for s in shown:
+        memory = stages[s].memory
+        share = memory.total_bytes / capacity
+        lines.append(
+            f"stage {s:<3}{_bar(memory, capacity)}  {size(memory.total_bytes):>9} of "
+            f"{size(capacity):<9} {share:>4.0%}"
+        )
+        if s == 1 and len(stages) > 8:
+            lines.append("...")
+    return lines
+
+
+def _bar(memory: StageMemory, capacity: int) -> str:
+    parts = (
+        ("█", memory.weight_bytes + memory.grad_bytes),
+        ("▓", memory.optimizer_bytes),
+        ("▒", memory.activation_bytes),
+        ("░", memory.workspace_bytes),
+    )
+    bar, total = "", 0
+    for glyph, num_bytes in parts:
+        total += num_bytes
+        bar += glyph * (min(_BAR, round(total / capacity * _BAR)) - len(bar))
+    return bar + "·" * (_BAR - len(bar))
+
+
+def split_lines(candidate: Candidate) -> list[str]:
+    """Where the step goes."""
+    e = candidate.estimate
+    parts = (
+        ("compute", e.compute_s),
+        ("p2p", e.p2p_s),
+        ("collective", e.collective_s),
+        ("idle", e.idle_s),
+    )
+    return [f"  {name:<11}{seconds(v):>9}{v / e.step_s:>7.1%}" for name, v in parts]
+
+
+def rejected_lines(plan: Plan) -> list[str]:
+    """Rejections by rule, the most frequent first."""
+    items = sorted(plan.counts.rejected.items(), key=lambda x: (-x[1], x[0]))
+    return [f"  {n:>7,}  {rule:<13} {SENTENCES.get(rule, '')}" for rule, n in items]
+
+
+def proof(plan: Plan) -> str:
+    """What the figures rest on, and how far the choice is from its bound."""
+    e = plan.chosen.estimate
+    gap = (e.step_s - e.bound_s) / e.step_s
+    if e.measured_share:
+        rests = f"{e.measured_share:.0%} of the busy time rests on measured entries"
+    else:
+        rests = f"figures are {plan.profile.source}: nothing was measured"
+    return f"Within {gap:.1%} of this layout's lower bound; {rests}"

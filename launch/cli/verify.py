@@ -1,0 +1,54 @@
+"""`meshwright verify`: predicted against observed."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from launch.cli.exit import Exit
+from launch.cli.options import Json, PlanFile
+from launch.cli.terminal import say
+
+if TYPE_CHECKING:
+    from launch.verify import Verdict
+
+Tolerance = Annotated[float, typer.Option(min=0.0, help="Largest error that passes; 0.1 is 10 %.")]
+
+
+def run(
+    plan: PlanFile,
+    observed: Annotated[
+        Path, typer.Argument(help="observed.json of a run", metavar="OBSERVED", show_default=False)
+    ],
+    tolerance: Tolerance = 0.1,
+    as_json: Json = False,
+) -> int:
+    """Compare a plan's prediction with its run; exit 4 beyond the tolerance."""
+    from launch.artifact import read_observed, read_plan
+    from launch.verify import verify
+    from profiler.codec import encode
+
+    verdict = verify(read_plan(plan), read_observed(observed), tolerance)
+    if as_json:
+        typer.echo(encode(verdict), nl=False)
+    else:
+        print_verdict(verdict)
+    return Exit.OK if verdict.within else Exit.DIFFERS
+
+
+def print_verdict(verdict: "Verdict") -> None:
+    """The table of a verdict."""
+    from launch.cli.render import seconds, size
+
+    say(f"     {'':<13}{'predicted':>11}{'observed':>11}{'+-':>10}{'error':>9}")
+    for row in verdict.rows:
+        words = size if row.unit == "bytes" else seconds
+        spread = words(row.spread) if row.spread else ""
+        say(
+            f" {'✔' if row.within else '✘'}   {row.name:<13}{words(row.predicted):>11}"
+            f"{words(row.observed):>11}{spread:>10}{row.error:>+9.1%}"
+        )
+    say(
+        f"\nMedians of {verdict.num_steps} steps; components in % of the step; "
+        f"tolerance {verdict.tolerance:.0%}"
+    )

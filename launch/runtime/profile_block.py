@@ -1,0 +1,145 @@
+"""The blocks of the runtime, set up for `profiler.measure`: the same modules, sharding, loss and
+optimizer.
+
+What is timed is what a training step runs: the recorder is active, and its waits are the part of a
+block that is blocked in collectives.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed._functional_collectives import AsyncCollectiveTensor
+from torch.distributed.device_mesh import DeviceMesh
+
+from launch.runtime.model import build_block, init_parameters
+from launch.runtime.record import Recorder
+from launch.runtime.sync import GradientSync, local_parameters
+from launch.runtime.tensor import loss_context, shard_block, token_loss
+from profiler.measure.blocks import BlockSetup
+from profiler.measure.cases import BlockCase, ProfileInputs
+from profiler.measure.links import leader_decides, mean_over
+
+NUM_COPIES = 3
+"""Consecutive layers of a chain: enough that the first one's weights have left the inner caches."""
+LEARNING_RATE = 1e-6
+"""So small that the weights stay what they are."""
+
+
+def block_setup(
+    case: BlockCase, inputs: ProfileInputs, group: dist.ProcessGroup | None, device: torch.device
+) -> BlockSetup:
+    """Setup of one case for this rank of `group`, its tensor-parallel group; None where it is 1."""
+    model, kind, tp = inputs.model, case.block, case.tp
+    mesh = None
+    if group is not None:
+        mesh = DeviceMesh.from_group(group, device.type, mesh_dim_names=("tp",))
+    waits = _Waits()
+    targets = _token_ids(case.micro_batch, inputs, device)
+
+    def build() -> nn.Module:
+        block = build_block(kind, model).to(device)
+        if mesh is not None:
+            block = shard_block(block, kind, mesh)
+        init_parameters(block, f"{kind}.", seed=0)
+        return block
+
+    def forward(block: nn.Module, x: Tensor) -> Tensor:
+        y: Tensor = block(x)
+        return token_loss(y, targets) if kind == "head" else y
+
+    @contextlib.contextmanager
+    def context() -> Iterator[None]:
+        with waits.recorder.active(), loss_context(tp):
+            yield
+
+    return BlockSetup(
+        build=build,
+        make_input=_input_maker(case, inputs, device),
+        forward=forward,
+        make_update=_update_maker(group, waits.recorder),
+        wait=_wait,
+        context=context,
+        collective_s=waits.total_s,
+        chained=kind in ("dense", "moe"),
+        max_copies=min(NUM_COPIES, model.num_layers),
+        device=device,
+        agree=leader_decides(group, device) if group is not None else bool,
+        reduce=mean_over(group, device) if group is not None else list,
+    )
+
+
+def layer_thunk(inputs: ProfileInputs, device: torch.device) -> Callable[[], object]:
+    """Forward and backward of a chain of layers of this rank alone, at the middle micro-batch."""
+    sizes = sorted(inputs.micro_batches)
+    middle = sizes[len(sizes) // 2]
+    case = BlockCase(block=inputs.model.layer_kind, tp=1, micro_batch=middle)
+    setup = block_setup(case, inputs, None, device)
+    layers = [setup.build() for _ in range(setup.max_copies)]
+
+    def run() -> None:
+        value = setup.make_input()
+        for layer in layers:
+            value = setup.forward(layer, value)
+        torch.autograd.backward(value, torch.ones_like(value))
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return run
+
+
+def _token_ids(micro_batch: int, inputs: ProfileInputs, device: torch.device) -> Tensor:
+    generator = torch.Generator().manual_seed(micro_batch)
+    shape = (micro_batch, inputs.seq_len)
+    return torch.randint(inputs.model.vocab_size, shape, generator=generator).to(device)
+
+
+def _input_maker(
+    case: BlockCase, inputs: ProfileInputs, device: torch.device
+) -> Callable[[], Tensor]:
+    """Fresh inputs: ids [b, s] for the embedding, else [b, s / tp, h] that require a gradient."""
+    if case.block == "embed":
+        ids = _token_ids(case.micro_batch, inputs, device)
+        return ids.clone
+    shape = (case.micro_batch, inputs.seq_len // case.tp, inputs.model.hidden_size)
+    hidden = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
+    return lambda: hidden.clone().requires_grad_()
+
+
+def _update_maker(
+    group: dist.ProcessGroup | None, recorder: Recorder
+) -> Callable[[Sequence[nn.Module]], Callable[[], object]]:
+    """AdamW over all parameters of some blocks, as a step runs it: on plain local tensors."""
+
+    def make(blocks: Sequence[nn.Module]) -> Callable[[], object]:
+        every = nn.ModuleList(blocks)
+        weights = local_parameters(every)
+        sync = GradientSync(list(every.parameters()), recorder, tp=group, dp=None)
+        grads, _ = sync.run(None)
+        for weight, grad in zip(weights, grads, strict=True):
+            weight.grad = grad
+        return torch.optim.AdamW(weights, lr=LEARNING_RATE, foreach=True).step
+
+    return make
+
+
+def _wait(tensor: Tensor) -> None:
+    if isinstance(tensor, AsyncCollectiveTensor):
+        tensor.trigger_wait()
+
+
+class _Waits:
+    """Running sum of what a recorder saw this rank wait for."""
+
+    def __init__(self) -> None:
+        self.recorder = Recorder()
+        self._total_s = 0.0
+
+    def total_s(self) -> float:
+        """Seconds so far."""
+        for _, _, _, begun, ended in self.recorder.drain()["collectives"]:
+            if begun is not None and ended is not None:
+                self._total_s += ended - begun
+        return self._total_s

@@ -1,0 +1,209 @@
+"""Catalogue of devices and models: one YAML file each, every number with its source beside it.
+
+A device file gives a `DeviceSpec` and the interconnect its usual servers have; a model file holds
+the keys of the model's published `config.json`, read by `profiler.huggingface`. The first line of a
+file is a comment that describes it, so that listing needs no parser.
+"""
+
+import difflib
+import functools
+from pathlib import Path
+from typing import Annotated, Literal
+
+from annotated_types import Ge, MinLen
+
+from profiler.cluster import DeviceSpec, LinkSpec, PositiveFloat, Share
+from profiler.codec import decode, read_text, record
+from profiler.errors import UserError
+from profiler.huggingface import model_from_config
+from profiler.job import Precision
+from profiler.model import ModelSpec, Positive
+
+Kind = Literal["device", "model", "cluster"]
+Cited = Annotated[str, MinLen(1)]
+"""Where a number comes from: a datasheet, a paper, a measurement, or that it is assumed."""
+
+MODEL_ALIASES = {"llama3-405b": "llama3.1-405b"}
+_ROOT = Path(__file__).parent
+
+
+@record
+class SourcedInt:
+    """A whole number and where it comes from."""
+
+    value: Positive
+    source: Cited
+
+
+@record
+class SourcedFloat:
+    """A number and where it comes from."""
+
+    value: PositiveFloat
+    source: Cited
+
+
+@record
+class SourcedShare:
+    """A share of a peak, above 0 and at most 1, and where it comes from."""
+
+    value: Share
+    source: Cited
+
+
+@record
+class SourcedRatio:
+    """A ratio, 0 allowed, and where it comes from."""
+
+    value: Annotated[float, Ge(0)]
+    source: Cited
+
+
+@record
+class SourcedLink:
+    """A link whose rate and latency carry their sources."""
+
+    name: str
+    bytes_per_s: SourcedFloat
+    latency_s: SourcedFloat
+
+    def to_link(self) -> LinkSpec:
+        """The link without its sources."""
+        return LinkSpec(
+            name=self.name,
+            bytes_per_s=self.bytes_per_s.value,
+            latency_s=self.latency_s.value,
+        )
+
+
+@record
+class DeviceFile:
+    """Content of `devices/NAME.yaml`; the fields are those of `DeviceSpec` and `DeviceEntry`."""
+
+    memory_bytes: SourcedInt
+    flops_per_s: dict[Precision, SourcedFloat]
+    memory_bytes_per_s: SourcedFloat
+    gemm_efficiency: SourcedShare
+    memory_efficiency: SourcedShare
+    launch_s: SourcedFloat
+    is_host: bool = False
+    intra: SourcedLink
+    nic: SourcedLink
+    nics_per_device: SourcedRatio
+
+
+@record
+class DeviceEntry:
+    """A catalogued device and the interconnect that its servers have by default."""
+
+    device: DeviceSpec
+    intra: LinkSpec
+    nic: LinkSpec
+    nics_per_device: Annotated[float, Ge(0)]
+
+    def num_nics(self, devices_per_node: int) -> int:
+        """NICs of a node with so many devices; at least one."""
+        return max(1, int(devices_per_node * self.nics_per_device))
+
+
+@record
+class ModelFile:
+    """Content of `models/NAME.yaml`."""
+
+    source: Cited
+    """Whose `config.json` it is."""
+    num_params: SourcedInt
+    """Published number of parameters."""
+    config: dict[str, str | int | float | bool | None]
+    """Keys of the `config.json`."""
+
+
+@record
+class CatalogItem:
+    """One line of a listing."""
+
+    name: str
+    description: str
+
+
+def folder(kind: Kind) -> Path:
+    """Folder that holds the files of a kind."""
+    return _ROOT / f"{kind}s"
+
+
+def names(kind: Kind) -> tuple[str, ...]:
+    """Catalogue names of a kind in alphabetical order; reads the folder alone."""
+    return tuple(sorted(path.stem for path in folder(kind).glob("*.yaml")))
+
+
+def list_kind(kind: Kind) -> tuple[CatalogItem, ...]:
+    """Names and descriptions of a kind; reads the first line of each file."""
+    items = []
+    for name in names(kind):
+        with (folder(kind) / f"{name}.yaml").open(encoding="utf-8") as file:
+            items.append(CatalogItem(name=name, description=file.readline().lstrip("# ").rstrip()))
+    return tuple(items)
+
+
+def list_devices() -> tuple[CatalogItem, ...]:
+    """Catalogued devices."""
+    return list_kind("device")
+
+
+def list_models() -> tuple[CatalogItem, ...]:
+    """Catalogued models."""
+    return list_kind("model")
+
+
+def nearest(text: str, known: tuple[str, ...]) -> str | None:
+    """The known name most like a text, case aside; None where none is near."""
+    near = difflib.get_close_matches(text[:100].lower(), known, n=1)
+    return near[0] if near else None
+
+
+def unknown(kind: Kind, name: str, known: tuple[str, ...]) -> UserError:
+    """The error for a name that the catalogue does not hold."""
+    near = nearest(name, known)
+    hint = f"did you mean `{near}`?" if near else f"known {kind}s: {', '.join(known)}"
+    return UserError(f"no {kind} `{name[:60]}` in the catalogue", hint=hint)
+
+
+@functools.cache
+def load_device(name: str) -> DeviceEntry:
+    """The device of that name; `UserError` naming the nearest where there is none."""
+    if name not in names("device"):
+        raise unknown("device", name, names("device"))
+    path = folder("device") / f"{name}.yaml"
+    file = decode(DeviceFile, read_text(path), str(path))
+    device = DeviceSpec(
+        name=name,
+        memory_bytes=file.memory_bytes.value,
+        flops_per_s={p: rate.value for p, rate in file.flops_per_s.items()},
+        memory_bytes_per_s=file.memory_bytes_per_s.value,
+        gemm_efficiency=file.gemm_efficiency.value,
+        memory_efficiency=file.memory_efficiency.value,
+        launch_s=file.launch_s.value,
+        is_host=file.is_host,
+    )
+    return DeviceEntry(
+        device=device,
+        intra=file.intra.to_link(),
+        nic=file.nic.to_link(),
+        nics_per_device=file.nics_per_device.value,
+    )
+
+
+def load_model_file(name: str) -> ModelFile:
+    """The file of a model, with its source and published size; `UserError` for an unknown name."""
+    known = tuple(sorted((*names("model"), *MODEL_ALIASES)))
+    if name not in known:
+        raise unknown("model", name, known)
+    path = folder("model") / f"{MODEL_ALIASES.get(name, name)}.yaml"
+    return decode(ModelFile, read_text(path), str(path))
+
+
+@functools.cache
+def load_model(name: str) -> ModelSpec:
+    """The model of that name; `UserError` naming the nearest where there is none."""
+    file = load_model_file(name)
+    return model_from_config(file.config, name, f"{name}.yaml")

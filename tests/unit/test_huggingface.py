@@ -1,0 +1,283 @@
+"""Reading Hugging Face config files: shapes, family defaults, one clear error for each fault."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from profiler.errors import UserError
+from profiler.huggingface import model_from_config, read_model
+from profiler.model import ModelSpec
+
+LLAMA: dict[str, Any] = {
+    "model_type": "llama",
+    "vocab_size": 100,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+}
+EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-llama"
+
+
+def read(**changes: Any) -> ModelSpec:
+    return model_from_config({**LLAMA, **changes}, "m", "config.json")
+
+
+def error_of(tree: Any) -> UserError:
+    with pytest.raises(UserError) as caught:
+        model_from_config(tree, "m", "config.json")
+    return caught.value
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "config.json"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_llama_defaults_are_those_of_transformers() -> None:
+    assert read() == ModelSpec(
+        name="m",
+        family="llama",
+        vocab_size=100,
+        hidden_size=64,
+        num_layers=2,
+        num_heads=8,
+        num_kv_heads=8,
+        head_dim=8,
+        ffn_hidden_size=96,
+        norm_eps=1e-6,
+        rope_theta=10000.0,
+    )
+
+
+def test_a_given_value_wins_over_its_default() -> None:
+    model = read(
+        num_key_value_heads=2,
+        head_dim=16,
+        tie_word_embeddings=True,
+        rms_norm_eps=1e-5,
+        rope_theta=5e5,
+    )
+    assert (model.num_kv_heads, model.head_dim, model.tie_embeddings) == (2, 16, True)
+    assert (model.norm_eps, model.rope_theta) == (1e-5, 5e5)
+
+
+def test_each_family_has_its_own_traits_and_defaults() -> None:
+    heads = {"num_attention_heads": 32, "hidden_size": 320}
+    qwen2 = read(model_type="qwen2", **heads)
+    assert (qwen2.qkv_bias, qwen2.qk_norm, qwen2.head_dim, qwen2.num_kv_heads) == (
+        True, False, 10, 32,
+    )  # fmt: skip
+    qwen3 = read(model_type="qwen3", **heads)
+    assert (qwen3.qkv_bias, qwen3.qk_norm, qwen3.head_dim) == (False, True, 128)
+    mixtral = read(model_type="mixtral", **heads)
+    assert (mixtral.num_experts, mixtral.num_experts_per_token) == (8, 2)
+    assert (mixtral.num_kv_heads, mixtral.rope_theta, mixtral.norm_eps) == (8, 1e6, 1e-5)
+    assert mixtral.layer_kind == "moe"
+
+
+def test_null_key_value_heads_means_one_per_head() -> None:
+    assert read(model_type="mixtral", num_key_value_heads=None).num_kv_heads == 8
+    assert read(model_type="qwen2", num_key_value_heads=None).num_kv_heads == 8
+    assert read(num_key_value_heads=None, head_dim=None).num_kv_heads == 8
+
+
+def test_newer_files_keep_rope_theta_apart() -> None:
+    parameters = {"rope_theta": 5e5, "rope_type": "llama3", "factor": 8.0}
+    assert read(rope_parameters=parameters).rope_theta == 5e5
+
+
+def test_keys_without_a_cost_are_passed_over() -> None:
+    scaling = {"factor": 32.0, "rope_type": "llama3"}
+    more = {"rope_scaling": scaling, "architectures": ["X"], "torch_dtype": "bfloat16"}
+    assert read(**more, sliding_window=12, num_local_experts="no") == read()
+
+
+def test_the_example_is_the_catalogue_model() -> None:
+    from profiler.catalog import load_model
+
+    assert read_model(EXAMPLE) == load_model("tiny-llama")
+    assert read_model(EXAMPLE / "config.json").num_params == 5_935_360
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": 0}, "`hidden_size`: input should be greater than 0, not `0`"),
+        ({"hidden_size": "64"}, '`hidden_size`: input should be a valid integer, not `"64"`'),
+        ({"hidden_size": True}, "`hidden_size`: input should be a valid integer, not `true`"),
+        (
+            {"num_hidden_layers": 10**6},
+            "`num_hidden_layers`: input should be less than or equal to 100000, not `1000000`",
+        ),
+        (
+            {"tie_word_embeddings": 1},
+            "`tie_word_embeddings`: input should be a valid boolean, not `1`",
+        ),
+        ({"rope_theta": -1.0}, "`rope_theta`: input should be greater than 0, not `-1.0`"),
+        (
+            {"attention_bias": True},
+            "`attention_bias` true (biases on q, k, v and o) is not supported",
+        ),
+        (
+            {"mlp_bias": True},
+            "`mlp_bias` true (biases in the feed-forward network) is not supported",
+        ),
+        (
+            {"hidden_act": "gelu"},
+            "activation `gelu` is not supported: only `silu` (SwiGLU) is",
+        ),
+        (
+            {"model_type": "qwen3", "attention_bias": True},
+            "`attention_bias` true (biases on q, k, v and o) is not supported",
+        ),
+        (
+            {"model_type": "qwen2", "use_sliding_window": True},
+            "sliding-window attention is not supported",
+        ),
+        (
+            {"model_type": "qwen3", "layer_types": ["full_attention", "sliding_attention"]},
+            "layers other than `full_attention` are not supported",
+        ),
+        (
+            {"model_type": "mixtral", "sliding_window": 4096},
+            "sliding-window attention (4096 of 131072 tokens) is not supported",
+        ),
+        ({"num_attention_heads": 7}, "`hidden_size` 64 does not divide into 7 heads"),
+        (
+            {"num_key_value_heads": 3},
+            "model `m`: 8 heads do not divide into 3 key/value heads",
+        ),
+        (
+            {"model_type": "mixtral", "num_experts_per_tok": 9},
+            "model `m`: 9 experts per token, but only 8 experts",
+        ),
+    ],
+)
+def test_each_fault_has_one_message(changes: dict[str, Any], message: str) -> None:
+    error = error_of({**LLAMA, **changes})
+    assert error.message == message
+    assert error.place == "config.json"
+
+
+def test_a_mixtral_window_as_long_as_the_context_is_no_window() -> None:
+    window = {"sliding_window": 4096, "max_position_embeddings": 4096}
+    assert read(model_type="mixtral", **window) == read(model_type="mixtral")
+
+
+@pytest.mark.parametrize("key", sorted(LLAMA))
+def test_a_missing_size_is_not_invented(key: str) -> None:
+    error = error_of({k: v for k, v in LLAMA.items() if k != key})
+    assert error.message == f"key `{key}` is missing"
+
+
+def test_an_unsupported_model_type_is_named_with_the_supported_ones() -> None:
+    error = error_of({**LLAMA, "model_type": "gpt2"})
+    assert error.message == "model type `gpt2` is not supported"
+    assert error.hint == "supported: llama, qwen2, qwen3, mixtral"
+    error = error_of({**LLAMA, "model_type": "qwen3_moe"})
+    assert error.hint == "supported: llama, qwen2, qwen3, mixtral; did you mean `qwen3`?"
+    assert error_of({**LLAMA, "model_type": ["llama"]}).message == (
+        "model type `['llama']` is not supported"
+    )
+
+
+@pytest.mark.parametrize("tree", [None, [], "llama", 3])
+def test_a_config_that_is_no_object(tree: Any) -> None:
+    assert error_of(tree).message == "a model config is a JSON object"
+
+
+def test_errors_name_the_line(tmp_path: Path) -> None:
+    path = write(tmp_path, json.dumps({**LLAMA, "vocab_size": 1.5}, indent=2))
+    with pytest.raises(UserError) as caught:
+        read_model(path)
+    assert str(caught.value) == (
+        f"{path}:3: `vocab_size`: input should be a valid integer, not `1.5`"
+    )
+    path = write(tmp_path, json.dumps({**LLAMA, "mlp_bias": True}, indent=2))
+    with pytest.raises(UserError) as caught:
+        read_model(tmp_path)
+    assert caught.value.place == f"{path}:8"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ("", 1, "not JSON: expecting value"),
+        ('{"model_type": "llama",\n', 2, "not JSON: expecting property name enclosed in double"),
+        ('{"model_type": "llama"} x', 1, "not JSON: extra data"),
+    ],
+)
+def test_a_broken_file(tmp_path: Path, text: str, line: int, message: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(UserError) as caught:
+        read_model(path)
+    assert caught.value.place == f"{path}:{line}"
+    assert caught.value.message.startswith(message)
+
+
+def test_a_folder_gives_its_name_and_must_hold_a_config(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        read_model(tmp_path)
+    assert str(caught.value) == f"{tmp_path}: the folder holds no `config.json`"
+    folder = tmp_path / "my-model"
+    folder.mkdir()
+    write(folder, json.dumps(LLAMA))
+    assert read_model(folder).name == "my-model"
+    other = folder / "small.json"
+    other.write_text(json.dumps(LLAMA), encoding="utf-8")
+    assert read_model(other).name == "small"
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        read_model(tmp_path / "no.json")
+    assert caught.value.message == f"no such file: `{tmp_path / 'no.json'}`"
+
+
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from([0, 1, 8, 64, 2**31, 10**400, "llama", "qwen3", "silu"])
+)
+VALUES = st.recursive(
+    SCALARS, lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=4), v, max_size=3)
+)
+KEYS = st.sampled_from(
+    [
+        *LLAMA, "num_key_value_heads", "head_dim", "rope_theta", "rope_parameters", "layer_types",
+        "sliding_window", "num_local_experts", "num_experts_per_tok", "rms_norm_eps", "hidden_act",
+        "tie_word_embeddings", "attention_bias", "max_position_embeddings", "other",
+    ]
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    family=st.sampled_from(["llama", "qwen2", "qwen3", "mixtral"]),
+    changes=st.dictionaries(KEYS, VALUES, max_size=4),
+)
+def test_any_content_gives_a_model_or_a_user_error(family: str, changes: dict[str, Any]) -> None:
+    error: UserError | None = None
+    try:
+        model = model_from_config({**LLAMA, "model_type": family, **changes}, "m", "f.json")
+    except UserError as e:
+        error = e
+    if error is None:
+        assert model.num_params > 0
+    else:
+        assert (bool(error.message), error.place) == (True, "f.json")
+
+
+@settings(max_examples=100, deadline=None)
+@given(tree=VALUES)
+def test_any_json_value_gives_a_model_or_a_user_error(tree: Any) -> None:
+    assert error_of(tree).message
