@@ -83,7 +83,7 @@ RULES = (
     Rule("layers-pp", "every stage needs a layer", lambda c, f: c.pp > f.model.num_layers),
     Rule(
         "gpipe-pp1",
-        "gpipe on one stage only holds more activations than 1f1b",
+        "on one stage 1f1b does the same in less memory",
         lambda c, f: c.pp == 1 and c.schedule == "gpipe",
     ),
     Rule("oom-profiled", "a block alone ran out of memory in the profile", _ran_out),

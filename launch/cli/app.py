@@ -75,6 +75,8 @@ def run(argv: list[str]) -> int:
             args=argv, prog_name="meshwright", standalone_mode=False
         )
         sys.stdout.flush()
+        if result == Exit.INTERRUPTED:  # the parser turns Ctrl-C into a status
+            raise KeyboardInterrupt
         return int(result) if isinstance(result, int) else Exit.OK
     except UserError as e:
         _report(e, as_json)

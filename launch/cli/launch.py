@@ -20,7 +20,9 @@ def run(
     plan: PlanFile,
     data: Annotated[
         Path | None,
-        typer.Option(help="Text to train on, a token per byte.", show_default="Shakespeare"),
+        typer.Option(
+            help="Text to train on, a token per byte.", show_default="sonnets of Shakespeare"
+        ),
     ] = None,
     steps: Annotated[int, typer.Option(min=1, max=10**7, help="Timed optimizer steps.")] = 10,
     warmup: Annotated[int, typer.Option(min=2, max=10**7, help="Steps before them.")] = 2,

@@ -116,4 +116,4 @@ def _print(plan: "Plan") -> None:
     say(f"\n{render.split_words(plan, plan.chosen).capitalize()}")
     for line in render.memory_bars(plan):
         say(line)
-    say(f"\n{render.proof(plan)}\n")
+    say(f"\n{render.proof(plan)}")

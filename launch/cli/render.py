@@ -80,7 +80,7 @@ def memory_bars(plan: Plan) -> list[str]:
     capacity = plan.cluster.uniform.device.memory_bytes
     stages = plan.chosen.estimate.stages
     shown = range(len(stages)) if len(stages) <= 8 else (0, 1, len(stages) - 2, len(stages) - 1)
-    lines = ["         █ weights, grads  ▓ optimizer  ▒ activations  ░ workspace  · free"]
+    lines = ["         █ weights, grads  ▓ optimizer  ▒ activations  ░ other  · free"]
     for s in shown:
         memory = stages[s].memory
         share = memory.total_bytes / capacity
@@ -98,7 +98,7 @@ def _bar(memory: StageMemory, capacity: int) -> str:
         ("█", memory.weight_bytes + memory.grad_bytes),
         ("▓", memory.optimizer_bytes),
         ("▒", memory.activation_bytes),
-        ("░", memory.workspace_bytes),
+        ("░", memory.buffer_bytes + memory.workspace_bytes),
     )
     bar, total = "", 0
     for glyph, num_bytes in parts:
@@ -132,5 +132,5 @@ def proof(plan: Plan) -> str:
     if e.measured_share:
         rests = f"{e.measured_share:.0%} of the busy time rests on measured entries"
     else:
-        rests = f"figures are {plan.profile.source}: nothing was measured"
-    return f"Within {gap:.1%} of this layout's lower bound; {rests}"
+        rests = "all of it is computed from catalogue numbers, nothing was measured"
+    return f"Within {gap:.1%} of the lower bound of this layout\n{rests.capitalize()}"

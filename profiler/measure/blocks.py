@@ -184,7 +184,7 @@ def _one_run(setup: BlockSetup, run: Sequence[nn.Module]) -> tuple[float, ...]:
 def measure_memory(setup: BlockSetup, block: nn.Module) -> tuple[int, int]:
     """(bytes kept from forward to backward, peak bytes above parameters and their gradients)."""
     with setup.context():
-        saved = memory.saved_bytes(lambda: setup.forward(block, setup.make_input()))
+        saved = memory.saved_bytes(lambda: _outputs(setup, [block], setup.make_input()))
     _train_once(setup, [block])  # gradients exist from here on
     peak = memory.peak_bytes(lambda: _train_once(setup, [block]), setup.device)
     return saved, max(peak, saved)
