@@ -119,8 +119,11 @@ def never_a_traceback(function, *args):
     try:
         function(*args)
     except UserError as e:
-        assert e.message
-        assert "\n" not in e.message
+        told = e
+    else:
+        return
+    assert told.message
+    assert "\n" not in told.message
 
 
 def fuzz_text(text):

@@ -1,0 +1,168 @@
+"""The whole loop as a user walks it, on real processes; interrupts and deaths on the way."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.distributed
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = {
+    "model_type": "llama", "vocab_size": 256, "hidden_size": 64, "intermediate_size": 128,
+    "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4,
+    "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+def command(*args):
+    return [sys.executable, "-P", "-m", "launch.cli.app", *map(str, args)]
+
+
+def meshwright(folder, *args, code=0):
+    done = subprocess.run(command(*args), cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A profile of a very small model on two processes, and a plan from it."""
+    folder = tmp_path_factory.mktemp("loop")
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    meshwright(
+        folder, "profile", "-m", "config.json", "--nproc", 2, "--seq-len", 64,
+        "--micro-batches", "1,2",
+    )  # fmt: skip
+    ask = ("plan", "-m", "config.json", "--profile", "profile.json", "--global-batch", 4)
+    meshwright(folder, *ask, "--pin", "pp=2,mbs=1,split=3,1")
+    return folder
+
+
+def test_profile_names_its_sources(folder):
+    profile = json.loads((folder / "profile.json").read_text())
+    assert profile["source"] == "measured"
+    assert {(b["block"], b["tp"], b["micro_batch"]) for b in profile["blocks"]} == {
+        (k, t, b) for k in ("embed", "dense", "head") for t in (1, 2) for b in (1, 2)
+    }
+    assert {b["source"] for b in profile["blocks"]} == {"measured"}
+    assert {t["op"] for t in profile["transfers"]} == {
+        "p2p", "all_reduce", "all_gather", "reduce_scatter",
+    }  # fmt: skip
+    assert profile["environment"]["torch"]
+    assert not (folder / "profile.json.partial").exists()
+
+
+def test_launch_and_verify(folder):
+    done = meshwright(folder, "launch", "plan.json", "--steps", 8, "--lr", 0.003, "--json")
+    observed = json.loads(done.stdout)
+    plan = json.loads((folder / "plan.json").read_text())
+    assert plan["chosen"]["placement"]["stages"] == [[0, 4], [4, 6]]
+    assert observed["plan_id"] == plan["id"]
+    assert len(observed["steps"]) == 8
+    assert observed["losses"][-1] < observed["losses"][0] - 0.3
+    for step in observed["steps"]:
+        assert step["step_s"] > 0
+        assert min(step["split"].values()) >= 0
+    total = sum(s["step_s"] for s in observed["steps"])
+    for rank in observed["ranks"]:
+        assert sum(sum(s.values()) for s in rank["steps"]) == pytest.approx(total, rel=0.2)
+        assert rank["memory"]["peak_bytes"] > 0
+    run = folder / "runs" / plan["id"]
+    assert json.loads((run / "status.json").read_text())["state"] == "complete"
+    verdict = meshwright(
+        folder, "verify", run / "plan.json", run / "observed.json", "--tolerance", 100, "--json"
+    )
+    rows = {r["name"]: r for r in json.loads(verdict.stdout)["rows"]}
+    assert abs(rows["peak memory"]["error"]) < 0.1
+    meshwright(folder, "verify", run / "plan.json", run / "observed.json", "--tolerance", 0, code=4)
+
+
+def test_a_second_run_keeps_the_first(folder):
+    plan = json.loads((folder / "plan.json").read_text())
+    first = (folder / "runs" / plan["id"] / "observed.json").read_bytes()
+    meshwright(folder, "launch", "plan.json", "--steps", 1)
+    assert (folder / "runs" / plan["id"] / "observed.json").read_bytes() == first
+    assert (folder / "runs" / f"{plan['id']}-2" / "observed.json").exists()
+
+
+def children(pid):
+    """All descendants of a process."""
+    found = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in path.read_text().split():
+            found += [int(child), *children(int(child))]
+    return found
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_stops_all_ranks_and_leaves_a_readable_state(folder, number):
+    runs = f"runs-{number.name}"
+    process = subprocess.Popen(
+        command("launch", "plan.json", "--steps", 100000, "--runs", runs),
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        for line in process.stderr:
+            if line.startswith("step 3 "):
+                break
+        started = children(process.pid)
+        assert len(started) >= 3  # torchrun and two ranks
+        os.kill(process.pid, number)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "the run was stopped after" in err
+    assert "Traceback" not in err
+    deadline = time.monotonic() + 10
+    while any(map(alive, started)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert [pid for pid in started if alive(pid)] == []
+    plan = json.loads((folder / "plan.json").read_text())
+    run = folder / runs / plan["id"]
+    status = json.loads((run / "status.json").read_text())
+    assert status["state"] == "interrupted"
+    assert status["steps_done"] >= 3
+    observed = json.loads((run / "observed.json").read_text())
+    assert (observed["state"], len(observed["losses"])) == ("interrupted", status["steps_done"])
+    meshwright(folder, "verify", run / "plan.json", run / "observed.json", "--tolerance", 100)
+
+
+def test_a_rank_that_dies_fails_the_run_with_its_cause(folder):
+    process = subprocess.Popen(
+        command("launch", "plan.json", "--steps", 100000, "--runs", "runs-dies"),
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        for line in process.stderr:
+            if line.startswith("step 3 "):
+                break
+        plan = json.loads((folder / "plan.json").read_text())
+        run = folder / "runs-dies" / plan["id"]
+        header = (run / "ranks" / "rank-00001.jsonl").read_text().splitlines()[0]
+        os.kill(json.loads(header)["pid"], signal.SIGKILL)
+        _, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 1
+    assert "error: the run failed: " in err
+    assert json.loads((run / "status.json").read_text())["state"] == "failed"
