@@ -11,7 +11,7 @@ through them. On a host whose ranks share cores also: all work / the most that t
 once.
 """
 
-from planner.simulate import Program, Sharing
+from planner.simulate import Program, Sharing, slow
 
 
 def lower_bound(program: Program, sharing: Sharing | None) -> float:
@@ -35,10 +35,16 @@ def _host_bound(program: Program, sharing: Sharing, m: int) -> float:
     worst = 0.0
     for h in hosts:
         ranks = [row[h] for row in sharing.ranks_on_host]
-        blocks, sync = sharing.slow(sharing.group_ranks), sharing.slow(sharing.sync_ranks)
+        if not sum(ranks):
+            continue
         stages = zip(ranks, program.forward_s, program.backward_s, program.optimizer_s, strict=True)
-        work = sum(n * (m * (f + b) + o) / blocks for n, f, b, o in stages)
-        work += sum(n * y / sync for n, y in zip(ranks, program.sync_s, strict=True))
-        most = max(k / sharing.slow(k) for k in range(1, sum(ranks) + 1)) if sum(ranks) else 1.0
-        worst = max(worst, work / most)
+        blocks = sum(n * (m * (f + b) + o) for n, f, b, o in stages)
+        sync = sum(n * y for n, y in zip(ranks, program.sync_s, strict=True))
+        work = blocks / _most(sharing.slowdown, ranks) + sync / _most(sharing.sync_slowdown, ranks)
+        worst = max(worst, work)
     return worst
+
+
+def _most(curve: tuple[float, ...], ranks: list[int]) -> float:
+    """Most ranks' work, in ranks alone, that a host does at once."""
+    return max(k / slow(curve, k) for k in range(1, sum(ranks) + 1))

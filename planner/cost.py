@@ -6,6 +6,7 @@ its blocks; under full recomputation a layer's backward runs its forward first. 
 that of `planner.bounds`.
 """
 
+from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,12 +15,18 @@ from planner.blocks import BlockCost, BlockTable
 from planner.bounds import lower_bound
 from planner.collectives import Links, group_of
 from planner.config import ParallelConfig, Placement
-from planner.memory import boundary_bytes, local_params, stage_memory, static_bytes_per_param
+from planner.memory import (
+    BlockMemory,
+    boundary_bytes,
+    local_params,
+    memory_caps,
+    stage_memory,
+)
 from planner.plan import StageMemory
 from planner.schedules import in_flight, table_of
-from planner.simulate import Program, Sharing
+from planner.simulate import Program, Sharing, slow
 from profiler.codec import replace
-from profiler.job import GRAD_BYTES, JobSpec
+from profiler.job import GRAD_BYTES, OPTIMIZER_BYTES, WEIGHT_BYTES, JobSpec
 from profiler.model import ModelSpec
 from profiler.profile import Profile, Source
 from solvers.partition import Stages, partition
@@ -53,7 +60,7 @@ class CostModel:
         self.node = profile.cluster.uniform
         self.table, self.links = BlockTable(profile), Links(profile)
         self.capacity_bytes = self.node.device.memory_bytes * (1 - job.memory_reserve)
-        self._slowdown = _sharing_curve(profile)
+        self._slowdowns = _sharing_curves(profile)
         self._splits: dict[tuple[object, ...], Stages | None] = {}
 
     def chain(self, config: ParallelConfig) -> list[BlockCost]:
@@ -105,9 +112,10 @@ class CostModel:
     def least_peak(self, config: ParallelConfig) -> int:
         """Peak bytes of the fullest rank when the layers are split for memory alone."""
         chain = self.chain(config)
-        kept = [self._kept(config, k, c) for k, c in enumerate(chain)]
-        per_param = static_bytes_per_param(self.job)
-        held = [self._params(config, k) * per_param + kept[k] for k in range(len(chain))]
+        per_param = OPTIMIZER_BYTES[self.job.precision] + WEIGHT_BYTES[self.job.precision]
+        per_param += GRAD_BYTES[self.job.precision]
+        blocks = self._blocks(config, chain)
+        held = [b.num_params * per_param + b.kept_bytes for b in blocks]
         stages = partition(np.array(held, dtype=float), config.pp).value
         if stages is None:
             raise ValueError(f"{config.pp} stages for {len(chain)} blocks")
@@ -121,26 +129,18 @@ class CostModel:
         # The schedule matters to the split only through its micro-batches in flight.
         key = (replace(config, schedule="1f1b"), flights)
         if key not in self._splits:
-            kept = np.array([self._kept(config, k, c) for k, c in enumerate(chain)])
-            work = max(self._workspace(config, k, c) for k, c in enumerate(chain))
-            room = self.capacity_bytes - work
-            params = np.array([self._params(config, k) for k in range(len(chain))], dtype=float)
             m = config.num_microbatches(self.job)
             times = [
                 m * (c.forward_s + self._backward(config, k, c)) + c.optimizer_s
                 for k, c in enumerate(chain)
             ]
-            self._splits[key] = partition(
-                np.array(times),
-                config.pp,
-                fixed=params * static_bytes_per_param(self.job),
-                held=kept,
-                in_flight=np.array(flights, dtype=float),
-                caps=np.array([room - self._buffers(config, s) for s in range(config.pp)]),
-            ).value
+            blocks = self._blocks(config, chain)
+            room = [self.capacity_bytes - self._buffers(config, s) for s in range(config.pp)]
+            caps = memory_caps(self.job, blocks, flights, room)
+            self._splits[key] = partition(np.array(times), config.pp, caps).value
         return self._splits[key]
 
-    def _in_flight(self, config: ParallelConfig) -> tuple[int, ...]:
+    def _in_flight(self, config: ParallelConfig) -> tuple[tuple[int, int], ...]:
         rows = table_of(config.schedule, config.pp, config.num_microbatches(self.job))
         return tuple(in_flight(row) for row in rows)
 
@@ -157,8 +157,16 @@ class CostModel:
             return boundary_bytes(self.model, self.job, config.tp, config.micro_batch)
         return cost.saved_bytes
 
-    def _workspace(self, config: ParallelConfig, block: int, cost: BlockCost) -> float:
-        return max(0.0, cost.peak_bytes - self._kept(config, block, cost))
+    def _blocks(self, config: ParallelConfig, chain: list[BlockCost]) -> list[BlockMemory]:
+        kept = [self._kept(config, k, c) for k, c in enumerate(chain)]
+        return [
+            BlockMemory(
+                num_params=self._params(config, k),
+                kept_bytes=kept[k],
+                workspace_bytes=max(0.0, c.peak_bytes - kept[k]),
+            )
+            for k, c in enumerate(chain)
+        ]
 
     def _buffers(self, config: ParallelConfig, stage: int) -> float:
         """Receive buffers: one per micro-batch from each neighbour."""
@@ -169,21 +177,12 @@ class CostModel:
     def _memory(
         self, config: ParallelConfig, chain: list[BlockCost], stages: Stages
     ) -> tuple[StageMemory, ...]:
-        out = []
-        in_flight = self._in_flight(config)
-        for s, ((first, end), flights) in enumerate(zip(stages, in_flight, strict=True)):
-            run = range(first, end)
-            out.append(
-                stage_memory(
-                    self.job,
-                    sum(self._params(config, k) for k in run),
-                    flights,
-                    kept_bytes=sum(self._kept(config, k, chain[k]) for k in run),
-                    buffer_bytes=self._buffers(config, s),
-                    workspace_bytes=max(self._workspace(config, k, chain[k]) for k in run),
-                )
-            )
-        return tuple(out)
+        blocks = self._blocks(config, chain)
+        flights = self._in_flight(config)
+        return tuple(
+            stage_memory(self.job, blocks[first:end], flights[s], self._buffers(config, s))
+            for s, (first, end) in enumerate(stages)
+        )
 
     def _program(
         self, config: ParallelConfig, chain: list[BlockCost], stages: Stages
@@ -230,29 +229,40 @@ class CostModel:
         return self.links.collective("all_reduce", grads, replicas)
 
     def _sharing(self, config: ParallelConfig) -> Sharing | None:
-        if self._slowdown is None:
+        if 1 not in self._slowdowns:
             return None
         width, per_node = config.dp_replicate * config.tp, self.node.devices_per_node
         hosts = self.node.num_nodes
         on = [[0] * hosts for _ in range(config.pp)]
         for rank in range(config.num_devices):
             on[rank // width][rank // per_node] += 1
+        blocks = self._slowdowns.get(config.tp) or _relative(self._slowdowns[1], config.tp)
+        deliveries = sorted(self.profile.deliveries, key=lambda e: e.active)
         return Sharing(
-            slowdown=self._slowdown,
+            slowdown=blocks,
+            sync_slowdown=_relative(self._slowdowns[1], config.dp_replicate),
+            delivery_s=tuple(e.time.median_s for e in deliveries),
             ranks_on_host=tuple(tuple(row) for row in on),
-            group_ranks=min(config.tp, per_node),
-            sync_ranks=min(config.dp_replicate, per_node),
         )
 
 
-def _sharing_curve(profile: Profile) -> tuple[float, ...] | None:
-    """Slow-down for 1, 2, ... active ranks: measured points joined by straight lines, never
-    decreasing.
-    """
-    if not profile.sharing:
-        return None
-    points = sorted((e.active, e.slowdown) for e in profile.sharing)
-    active = np.arange(1, points[-1][0] + 1)
-    values = np.interp(active, [p[0] for p in points], [p[1] for p in points])
-    values[0] = 1.0
-    return tuple(float(v) for v in np.maximum.accumulate(values))
+def _sharing_curves(profile: Profile) -> dict[int, tuple[float, ...]]:
+    """Tensor-parallel degree -> slow-down for 1, 2, ... active ranks, never decreasing: measured
+    points joined by straight lines. Degrees with a single point say nothing and are left out."""
+    points: dict[int, dict[int, float]] = defaultdict(dict)
+    for entry in profile.sharing:
+        points[entry.tp][entry.active] = entry.slowdown
+    curves = {}
+    for tp, measured in points.items():
+        known = sorted({tp: 1.0, **measured}.items())
+        if len(known) > 1 or tp == 1:
+            active = np.arange(1, known[-1][0] + 1)
+            values = np.interp(active, [k for k, _ in known], [v for _, v in known])
+            curves[tp] = tuple(float(v) for v in np.maximum.accumulate(values))
+    return curves
+
+
+def _relative(curve: tuple[float, ...], ranks: int) -> tuple[float, ...]:
+    """A curve relative to `ranks` active instead of one."""
+    base = slow(curve, ranks)
+    return tuple(max(1.0, value / base) for value in curve)

@@ -1,25 +1,36 @@
 """Peak memory of one rank of a stage.
 
-    static     = local parameters * (weight + gradient + optimizer bytes)      (profiler.job)
-    kept       = in flight * sum of what each block keeps from forward to backward
-    buffers    = micro-batches * boundary activation, for each neighbour
-    peak       = static + buffers + max(kept + workspace of the neediest block, update)
+    static  = local parameters * (weight + optimizer bytes), and the pipeline's receive buffers
+    peak    = static + the largest of
+              forward   n1 * kept
+              first     (n1 - 1) * kept + kept of blocks <= j + workspace_j
+                        + gradients of blocks > j
+              later     gradients + n2 * kept + workspace of the neediest block
+              update    gradients + as much again
 
-In flight is the schedule's own count (at most m for GPipe, min(m, p - s) for 1F1B). Under full
+n1 micro-batches are in flight before a rank's first backward, when it holds no gradients yet, and
+n2 of them after; both are the schedule's own counts (GPipe: m and m - 1; 1F1B: min(m, p - s)).
+`first` is the first backward, at block j, going from the last block to the first. Under full
 recomputation a layer keeps its input and needs all of its activations again, once, while it runs
 backward. PyTorch's pipeline stages keep one receive buffer for each micro-batch and neighbour
-(`torch.distributed.pipelining.stage`, `_create_act_recv_info`). Update is one fp32 copy of every
+(`torch.distributed.pipelining.stage`, `_create_act_recv_info`). Update holds one fp32 copy of every
 parameter: the denominators of the multi-tensor optimizer (`_multi_tensor_adamw`), or the flat
 buckets of the gradient reduction just before. Norms and routers are replicated over tp, all else
 is sharded.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
 from planner.plan import StageMemory
 from profiler.job import ACTIVATION_BYTES, GRAD_BYTES, OPTIMIZER_BYTES, WEIGHT_BYTES, JobSpec
 from profiler.model import BlockKind, ModelSpec
+from solvers.partition import Cap
 
-OPTIMIZER_TEMPORARY_BYTES = 4
-"""Per parameter, while the optimizer runs."""
+UPDATE_BYTES = 4
+"""Per parameter, while gradients are reduced and while the optimizer runs."""
 
 
 def local_params(model: ModelSpec, kind: BlockKind, tp: int, *, own_head: bool = True) -> int:
@@ -44,30 +55,70 @@ def boundary_bytes(model: ModelSpec, job: JobSpec, tp: int, micro_batch: int) ->
     return tokens * model.hidden_size * ACTIVATION_BYTES[job.precision]
 
 
-def static_bytes_per_param(job: JobSpec) -> int:
-    """Weight, gradient and optimizer state."""
-    p = job.precision
-    return WEIGHT_BYTES[p] + GRAD_BYTES[p] + OPTIMIZER_BYTES[p]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockMemory:
+    """One block of a stage on one rank."""
+
+    num_params: int
+    kept_bytes: float
+    """From forward to backward, per micro-batch."""
+    workspace_bytes: float
+    """While it runs, beyond what it keeps."""
 
 
 def stage_memory(
-    job: JobSpec,
-    num_params: int,
-    in_flight: int,
-    *,
-    kept_bytes: float,
-    buffer_bytes: float,
-    workspace_bytes: float,
+    job: JobSpec, blocks: Sequence[BlockMemory], flights: tuple[int, int], buffer_bytes: float
 ) -> StageMemory:
-    """Peak of one rank: `kept_bytes` per micro-batch in flight, `workspace_bytes` of the neediest
-    block, `buffer_bytes` of all receive buffers."""
-    kept = round(in_flight * kept_bytes)
-    at_update = num_params * OPTIMIZER_TEMPORARY_BYTES
+    """Parts of the peak of one rank; `flights` as `planner.schedules.in_flight` gives them."""
+    before, after = flights
+    grads = [b.num_params * GRAD_BYTES[job.precision] for b in blocks]
+    kept = sum(b.kept_bytes for b in blocks)
+    neediest = max(b.workspace_bytes for b in blocks)
+    num_params = sum(b.num_params for b in blocks)
+    # (gradients, activations, workspace) at each moment that may be the peak
+    moments = [
+        (0.0, before * kept, 0.0),
+        (float(sum(grads)), after * kept, neediest),
+        (float(sum(grads)), 0.0, float(num_params * UPDATE_BYTES)),
+    ]
+    held, gradients = before * kept, 0.0
+    for block, grad in zip(reversed(blocks), reversed(grads), strict=True):
+        moments.append((gradients, held, block.workspace_bytes))
+        held -= block.kept_bytes
+        gradients += grad
+    at_peak = max(moments, key=sum)
     return StageMemory(
         weight_bytes=num_params * WEIGHT_BYTES[job.precision],
-        grad_bytes=num_params * GRAD_BYTES[job.precision],
+        grad_bytes=round(at_peak[0]),
         optimizer_bytes=num_params * OPTIMIZER_BYTES[job.precision],
-        activation_bytes=kept,
+        activation_bytes=round(at_peak[1]),
         buffer_bytes=round(buffer_bytes),
-        workspace_bytes=max(round(workspace_bytes), at_update - kept),
+        workspace_bytes=round(at_peak[2]),
+    )
+
+
+def memory_caps(
+    job: JobSpec,
+    blocks: Sequence[BlockMemory],
+    flights: Sequence[tuple[int, int]],
+    room_bytes: Sequence[float],
+) -> tuple[Cap, Cap]:
+    """What a split of `blocks` over stages must obey, before and after the first backward.
+
+    `flights` and `room_bytes` (device less reserve and buffers) are per stage. Workspace is the
+    neediest block's of the whole model, so a split that obeys fits, up to the mixture of both at
+    the first backward.
+    """
+    params = np.array([b.num_params for b in blocks], dtype=float)
+    kept = np.array([b.kept_bytes for b in blocks])
+    lasting = WEIGHT_BYTES[job.precision] + OPTIMIZER_BYTES[job.precision]
+    room = np.array(room_bytes) - max(b.workspace_bytes for b in blocks)
+    return (
+        Cap(fixed=params * lasting, held=kept, in_flight=[n for n, _ in flights], room=room),
+        Cap(
+            fixed=params * (lasting + GRAD_BYTES[job.precision]),
+            held=kept,
+            in_flight=[n for _, n in flights],
+            room=room,
+        ),
     )

@@ -30,6 +30,7 @@ class StageMemory:
 
     weight_bytes: NotNegative
     grad_bytes: NotNegative
+    """Those that exist at the peak: none before the first backward."""
     optimizer_bytes: NotNegative
     activation_bytes: NotNegative
     """Kept activations of all micro-batches in flight at the peak."""

@@ -6,12 +6,12 @@ s+1, each later by the message's time (sends do not hold up the sender); the las
 its own F. After its last action a rank reduces its gradients over the replicas and updates its
 weights. The step ends with the last rank.
 
-Where ranks share the cores of a host (CPU training), durations are work done at a rate that depends
-on how many ranks of the host compute at that moment: rate = slow(ranks of the group alone) /
-slow(ranks active), with the measured curve slow(k). That is processor sharing; a waiting rank
-leaves its share to the others, so a bubble costs less than on devices that are each their own.
-Ranks of a tensor-parallel group and of data-parallel replicas run in step, so one actor stands for
-all ranks of a stage.
+Where ranks share the cores of a host (CPU training), durations are work done at the rate
+1 / slow(ranks that compute now), with the measured curve relative to one group of ranks alone. That
+is processor sharing; a waiting rank leaves its share to the others, so a bubble costs less than on
+devices that are each their own. A message to a waiting rank takes longer the more others compute,
+since the receiver must first be given a core (measured: `delivery_s`). Ranks of a tensor-parallel
+group and of data-parallel replicas run in step, so one actor stands for all ranks of a stage.
 """
 
 import heapq
@@ -46,21 +46,20 @@ class Sharing:
     """Cores shared by the ranks of a host."""
 
     slowdown: tuple[float, ...]
-    """[k - 1] with k ranks of the host active; not decreasing, first 1.0."""
+    """[k - 1] with k ranks of the host active, relative to one group alone; not decreasing."""
+    sync_slowdown: tuple[float, ...]
+    """The same for the gradient reduction, relative to its group alone."""
+    delivery_s: tuple[float, ...] = ()
+    """[k - 1]: a waiting rank has a message this much later while k others of its host compute."""
     ranks_on_host: tuple[tuple[int, ...], ...]
     """[stage][host]: ranks of the stage on that host."""
-    group_ranks: int
-    """Ranks active while the blocks' times were taken (the tensor-parallel degree)."""
-    sync_ranks: int
-    """Ranks active while the gradient reduction's time was taken."""
 
-    def slow(self, active: int) -> float:
-        """Slow-down with `active` ranks computing on a host, constant beyond the curve in rate per
-        core.
-        """
-        if active <= len(self.slowdown):
-            return self.slowdown[max(active, 1) - 1]
-        return self.slowdown[-1] * active / len(self.slowdown)
+
+def slow(curve: tuple[float, ...], active: int) -> float:
+    """Slow-down with `active` ranks; beyond the curve, cores are shared as at its end."""
+    if active <= len(curve):
+        return curve[max(active, 1) - 1]
+    return curve[-1] * active / len(curve)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,15 +141,15 @@ class _Inputs:
         self.backward: list[list[float | None]] = [[None] * num for _ in program.table]
         self.forward[0] = [0.0] * num
 
-    def finish(self, action: Action, now: float) -> None:
+    def finish(self, action: Action, now: float, extra_s: float = 0.0) -> None:
         """Note the end of an action: its result is on the way to where it is needed."""
         stage, op, k = action
         if op == "F" and stage < self._last:
-            self.forward[stage + 1][k] = now + self._program.send_forward_s[stage]
+            self.forward[stage + 1][k] = now + self._program.send_forward_s[stage] + extra_s
         elif op == "F":
             self.backward[stage][k] = now
         elif stage > 0:
-            self.backward[stage - 1][k] = now + self._program.send_backward_s[stage]
+            self.backward[stage - 1][k] = now + self._program.send_backward_s[stage] + extra_s
 
 
 class _Shared:
@@ -211,16 +210,30 @@ class _Shared:
 
     def _rates(self) -> dict[int, float]:
         """Progress per second of each computing stage."""
-        hosts = range(len(self.sharing.ranks_on_host[0]))
-        on = self.sharing.ranks_on_host
-        slow = [self.sharing.slow(sum(on[s][h] for s in self.left)) for h in hosts]
+        active = self._active()
         rates = {}
         for s in self.left:
             in_sync = self.position[s] == len(self.program.table[s])
-            alone = self.sharing.sync_ranks if in_sync else self.sharing.group_ranks
-            worst = max(slow[h] for h in hosts if on[s][h])
-            rates[s] = min(1.0, self.sharing.slow(alone) / worst)
+            curve = self.sharing.sync_slowdown if in_sync else self.sharing.slowdown
+            ranks = self.sharing.ranks_on_host[s]
+            rates[s] = 1 / max(slow(curve, active[h]) for h, n in enumerate(ranks) if n)
         return rates
+
+    def _active(self) -> list[int]:
+        """Ranks that compute, by host."""
+        on = self.sharing.ranks_on_host
+        return [sum(on[s][h] for s in self.left) for h in range(len(on[0]))]
+
+    def _delivery_s(self, sender: int, receiver: int) -> float:
+        """Extra time of a message: the sender goes on, and the receiver waits on its own host."""
+        table, on = self.sharing.delivery_s, self.sharing.ranks_on_host
+        if not table or not 0 <= receiver < len(on):
+            return 0.0
+        busy = self._active()
+        for h, n in enumerate(on[sender]):
+            busy[h] += n
+        most = max(busy[h] for h, n in enumerate(on[receiver]) if n)
+        return table[min(most, len(table)) - 1] if most else 0.0
 
     def _advance(self) -> None:
         """To the next end of work or arrival of an input, whichever is first."""
@@ -241,5 +254,6 @@ class _Shared:
         row, at = self.program.table[rank], self.position[rank]
         self.finish[rank].append(now)
         if at < len(row):
-            self.inputs.finish(row[at], now)
+            receiver = rank + 1 if row[at].op == "F" else rank - 1
+            self.inputs.finish(row[at], now, self._delivery_s(rank, receiver))
         self.position[rank] += 1

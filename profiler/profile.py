@@ -6,8 +6,8 @@ repetitions with half the interquartile range as spread. Bytes of a transfer are
 tensor: what an all-reduce reduces, what an all-gather returns, what a reduce-scatter takes.
 
 A host that trains on its CPU shares its cores among its ranks. `sharing` holds the measured
-slow-down of a block when `active` ranks of the host compute at once, relative to one; an
-accelerator has none.
+slow-down of a layer when several ranks of the host compute at once, `deliveries` how much later a
+waiting rank gets a message when others compute; an accelerator has neither.
 """
 
 import dataclasses
@@ -81,11 +81,23 @@ class TransferEntry:
 
 @record
 class SharingEntry:
-    """Slow-down of a block when `active` ranks of one host compute at once; 1 active rank: 1.0."""
+    """Slow-down of a layer when `active` ranks of one host, in tensor-parallel groups of `tp`,
+    compute at once, relative to one group alone."""
 
+    tp: Positive = 1
     active: Positive
     slowdown: Annotated[float, Ge(1)]
     spread: Annotated[float, Ge(0)]
+    source: Source
+
+
+@record
+class DeliveryEntry:
+    """Extra time until a waiting rank has a message while `active` others of its host compute, the
+    sender among them: on a busy host the receiver must first be given a core."""
+
+    active: Positive
+    time: Timing
     source: Source
 
 
@@ -117,6 +129,7 @@ class Profile:
     blocks: tuple[BlockEntry, ...]
     transfers: tuple[TransferEntry, ...]
     sharing: tuple[SharingEntry, ...] = ()
+    deliveries: tuple[DeliveryEntry, ...] = ()
 
     def fits(self, model: ModelSpec, job: JobSpec) -> str | None:
         """None where the profile speaks of this model and job, else what differs."""

@@ -4,10 +4,14 @@
     min over splits with every stage <= M*  of  sum_s (stage cost)^2    (second pass: even out the
     rest)
 
-subject to `fixed_j + held_j * in_flight_s` summed over stage s <= `caps_s`. Prefix sums make a
-stage O(1), so both passes are O(stages * blocks^2) (the classical linear partition problem; memory
-per stage as in DAPPLE, Fan et al. 2021, section 4, where early stages hold more micro-batches).
+subject, for each cap, to `fixed_j + held_j * in_flight_s` summed over stage s <= `room_s`. Prefix
+sums make a stage O(1), so both passes are O(stages * blocks^2) (the classical linear partition
+problem; memory per stage as in DAPPLE, Fan et al. 2021, section 4, where early stages hold more
+micro-batches).
 """
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,26 +22,28 @@ Floats = NDArray[np.float64]
 Stages = tuple[tuple[int, int], ...]
 
 
-def partition(
-    cost: Floats,
-    num_stages: int,
-    *,
-    fixed: Floats | None = None,
-    held: Floats | None = None,
-    in_flight: Floats | None = None,
-    caps: Floats | None = None,
-) -> SolveResult[Stages]:
-    """Split `cost` [n] (any unit, >= 0) into `num_stages` non-empty runs; objective is the largest
-    sum.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cap:
+    """A limit on every stage, in any unit."""
 
-    `fixed`, `held` [n] are bytes of a block once and per micro-batch in flight; `in_flight`, `caps`
-    [num_stages] the micro-batches each stage holds and the bytes it may use. INFEASIBLE where no
-    split obeys the caps or there are more stages than blocks.
+    fixed: Floats
+    """[blocks]: what a block needs once."""
+    held: Floats
+    """[blocks]: what it needs for each micro-batch in flight."""
+    in_flight: Sequence[int]
+    """[stages]"""
+    room: Floats
+    """[stages]: what the stage may use."""
+
+
+def partition(cost: Floats, num_stages: int, caps: Sequence[Cap] = ()) -> SolveResult[Stages]:
+    """Split `cost` [blocks] (any unit, >= 0) into `num_stages` non-empty runs; objective is the
+    largest sum. INFEASIBLE where no split obeys the caps or there are more stages than blocks.
     """
     n = len(cost)
     if num_stages > n:
         return SolveResult(status="INFEASIBLE")
-    allowed = _allowed(n, num_stages, fixed, held, in_flight, caps)
+    allowed = _allowed(n, num_stages, caps)
     prefix = np.concatenate(([0.0], np.cumsum(cost)))
     sums = prefix[None, :] - prefix[:, None]  # [first, end)
     largest, _ = _dynamic_program(sums, allowed, np.maximum)
@@ -49,24 +55,16 @@ def partition(
     return SolveResult(status="OPTIMAL", value=stages, objective=largest, bound=largest)
 
 
-def _allowed(
-    n: int,
-    num_stages: int,
-    fixed: Floats | None,
-    held: Floats | None,
-    in_flight: Floats | None,
-    caps: Floats | None,
-) -> NDArray[np.bool_]:
+def _allowed(n: int, num_stages: int, caps: Sequence[Cap]) -> NDArray[np.bool_]:
     """[stage, first, end]: the run is not empty and fits the stage."""
     ends = np.arange(n + 1)
-    run = np.broadcast_to(ends[None, :] > ends[:, None], (num_stages, n + 1, n + 1))
-    if caps is None or fixed is None or held is None or in_flight is None:
-        return run
-    once, each = (np.concatenate(([0.0], np.cumsum(x))) for x in (fixed, held))
-    needed = (once[None, :] - once[:, None])[None] + (each[None, :] - each[:, None])[
-        None
-    ] * in_flight[:, None, None]
-    return run & (needed <= caps[:, None, None])
+    fits = np.repeat((ends[None, :] > ends[:, None])[None], num_stages, axis=0)
+    for cap in caps:
+        once, each = (np.concatenate(([0.0], np.cumsum(x))) for x in (cap.fixed, cap.held))
+        for s, (flights, room) in enumerate(zip(cap.in_flight, cap.room, strict=True)):
+            total = once + flights * each
+            fits[s] &= total[None, :] - total[:, None] <= room
+    return fits
 
 
 def _dynamic_program(

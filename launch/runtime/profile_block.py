@@ -71,19 +71,25 @@ def block_setup(
     )
 
 
-def layer_thunk(inputs: ProfileInputs, device: torch.device) -> Callable[[], object]:
-    """Forward and backward of a chain of layers of this rank alone, at the middle micro-batch."""
-    sizes = sorted(inputs.micro_batches)
-    middle = sizes[len(sizes) // 2]
-    case = BlockCase(block=inputs.model.layer_kind, tp=1, micro_batch=middle)
-    setup = block_setup(case, inputs, None, device)
-    layers = [setup.build() for _ in range(setup.max_copies)]
+def layer_thunk(
+    case: BlockCase,
+    inputs: ProfileInputs,
+    group: dist.ProcessGroup | None,
+    device: torch.device,
+    max_layers: int = NUM_COPIES,
+) -> Callable[[], object]:
+    """Forward and backward of a chain of layers on this rank of `group`."""
+    setup = block_setup(case, inputs, group, device)
+    layers = [setup.build() for _ in range(min(setup.max_copies, max_layers))]
 
     def run() -> None:
-        value = setup.make_input()
-        for layer in layers:
-            value = setup.forward(layer, value)
-        torch.autograd.backward(value, torch.ones_like(value))
+        with setup.context():
+            value = setup.make_input()
+            for layer in layers:
+                value = setup.forward(layer, value)
+            setup.wait(value)
+            torch.autograd.backward(value, torch.ones_like(value))
+        setup.collective_s()  # empties the recorder
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
@@ -127,7 +133,7 @@ def _update_maker(
 
 def _wait(tensor: Tensor) -> None:
     if isinstance(tensor, AsyncCollectiveTensor):
-        tensor.trigger_wait()
+        tensor.trigger_wait()  # type: ignore[no-untyped-call]
 
 
 class _Waits:

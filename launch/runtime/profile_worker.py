@@ -14,6 +14,7 @@ import resource
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from profiler.measure.cases import (
     BlockCase,
     Case,
     CaseResult,
+    DeliveryCase,
     ProfileInputs,
     SharingCase,
     TransferCase,
@@ -36,7 +38,7 @@ from profiler.measure.cases import (
     smaller_is_oom,
 )
 from profiler.measure.journal import Journal
-from profiler.measure.timer import Limits
+from profiler.measure.timer import Agree, Limits
 from profiler.profile import BlockEntry
 
 OOM_EXIT = 17
@@ -51,14 +53,26 @@ class Worker:
         self.inputs, self.journal = inputs, journal
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.device = _device()
-        sizes = {*group_sizes(self.world), *inputs.tp_degrees} - {1}
         self.groups = {
-            size: dist.new_group(list(range(size)), timeout=_PATIENCE) for size in sorted(sizes)
+            size: dist.new_group(list(range(size)), timeout=_PATIENCE)
+            for size in group_sizes(self.world)
         }
+        self.tp_groups = self._consecutive_groups(inputs.tp_degrees)
         self.hosts: list[str] = [""] * self.world
         dist.all_gather_object(self.hosts, socket.gethostname())
         cases = case_list(inputs)
         self.seconds = case_seconds(cases, inputs.budget_s)
+
+    def _consecutive_groups(self, degrees: tuple[int, ...]) -> dict[int, dist.ProcessGroup]:
+        """Degree -> this rank's group of that many consecutive ranks; a degree of 1 has none."""
+        mine = {}
+        for size in sorted({*degrees} - {1}):
+            for first in range(0, self.world - size + 1, size):
+                ranks = list(range(first, first + size))
+                group = dist.new_group(ranks, timeout=_PATIENCE)
+                if self.rank in ranks:
+                    mine[size] = group
+        return mine
 
     def run(self, case: Case) -> CaseResult:
         """Measure one case; what rank 0 gets is the result. Every rank must call it."""
@@ -88,13 +102,13 @@ class Worker:
             return self._block(case)
         if isinstance(case, TransferCase):
             return self._transfer(case)
-        return self._sharing(case)
+        return self._sharing(case) if isinstance(case, SharingCase) else self._delivery(case)
 
     def _limits(self, case: Case) -> Limits:
         return Limits(budget_s=self.seconds[case.name])
 
     def _block(self, case: BlockCase) -> CaseResult | None:
-        group = self.groups[case.tp] if case.tp > 1 else None
+        group = self.tp_groups.get(case.tp)
         setup = block_setup(case, self.inputs, group, self.device)
         times = blocks.measure_block(setup, self._limits(case), self.inputs.memory_bytes)
         if self.rank:
@@ -140,21 +154,43 @@ class Worker:
                 return None
         return CaseResult(transfers=links.transfer_entries(case.op, case.ranks, scope, times))
 
-    def _sharing(self, case: SharingCase) -> CaseResult | None:
+    def _host(self) -> sharing.Host:
         def gather(value: float) -> list[float]:
             everyone = [torch.zeros(1, device=self.device) for _ in range(self.world)]
             dist.all_gather(everyone, torch.tensor([value], device=self.device))
             return [float(x) for x in everyone]
 
-        entry = sharing.measure_sharing(
-            layer_thunk(self.inputs, self.device),
-            case.active,
-            self.rank,
-            self.seconds[case.name],
-            lambda: dist.barrier(),
-            gather,
-        )
+        return sharing.Host(rank=self.rank, barrier=lambda: dist.barrier(), gather=gather)
+
+    def _layer_case(self, tp: int, position: float) -> BlockCase:
+        """The model's layer at one of the micro-batches: 0.0 the smallest, 0.5 the middle one."""
+        sizes = sorted(self.inputs.micro_batches)
+        size = sizes[int(position * len(sizes))]
+        return BlockCase(block=self.inputs.model.layer_kind, tp=tp, micro_batch=size)
+
+    def _sharing(self, case: SharingCase) -> CaseResult | None:
+        group = self.tp_groups.get(case.tp)
+        thunk: Callable[[], object] = _nothing
+        agree: Agree = bool
+        if self.rank < case.active:
+            layer = self._layer_case(case.tp, 0.5)
+            thunk = layer_thunk(layer, self.inputs, group, self.device)
+            if group is not None:
+                agree = links.leader_decides(group, self.device)
+        seconds = self.seconds[case.name]
+        entry = sharing.measure_sharing(thunk, case.tp, case.active, seconds, self._host(), agree)
         return None if entry is None else CaseResult(sharing=(entry,))
+
+    def _delivery(self, case: DeliveryCase) -> CaseResult | None:
+        layer = self._layer_case(1, 0.0)
+        thunk = layer_thunk(layer, self.inputs, None, self.device, max_layers=1)
+        hidden = layer.micro_batch * self.inputs.seq_len * self.inputs.model.hidden_size
+        entry = sharing.measure_delivery(thunk, case.active, 4 * hidden, self._host())
+        return None if entry is None else CaseResult(deliveries=(entry,))
+
+
+def _nothing() -> None:
+    """What a rank computes that takes no part."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -25,10 +25,16 @@ def table_of(name: ScheduleName, num_stages: int, num_microbatches: int) -> Tabl
     return _TABLES[name](num_stages, num_microbatches)
 
 
-def in_flight(row: tuple[Action, ...]) -> int:
-    """Most micro-batches with forward done and backward not, at any moment of a rank."""
-    now = most = 0
+def in_flight(row: tuple[Action, ...]) -> tuple[int, int]:
+    """Most micro-batches whose forward is done and whose backward is not: (up to the rank's first
+    backward, from its end on). Before the first backward a rank holds no gradients."""
+    now, before, after, begun = 0, 0, 0, False
     for action in row:
         now += {"F": 1, "B": -1, "I": 0, "W": -1}[action.op]
-        most = max(most, now)
-    return most
+        if action.op != "F":
+            begun = True
+        if begun:
+            after = max(after, now)
+        else:
+            before = max(before, now)
+    return before, after

@@ -64,4 +64,5 @@ def assemble(inputs: ProfileInputs, device: DeviceSpec, results: Iterable[CaseRe
         blocks=tuple(entry for result in found for entry in result.blocks),
         transfers=transfers,
         sharing=tuple(entry for result in found for entry in result.sharing),
+        deliveries=tuple(entry for result in found for entry in result.deliveries),
     )

@@ -13,7 +13,14 @@ from profiler.codec import record
 from profiler.errors import UserError
 from profiler.job import Precision
 from profiler.model import BlockKind, ModelSpec, Positive
-from profiler.profile import BlockEntry, Environment, SharingEntry, TransferEntry, TransferOp
+from profiler.profile import (
+    BlockEntry,
+    DeliveryEntry,
+    Environment,
+    SharingEntry,
+    TransferEntry,
+    TransferOp,
+)
 
 P2P_SIZES = (1 << 10, 1 << 16, 1 << 20, 1 << 23)
 """Bytes of the point-to-point messages."""
@@ -79,22 +86,40 @@ class TransferCase:
 
 @record
 class SharingCase:
-    """`active` ranks of the host compute at once."""
+    """`active` ranks of the host compute at once, in tensor-parallel groups of `tp`."""
+
+    tp: Positive
+    active: Positive
+
+    @property
+    def name(self) -> str:
+        """Stable name, for the journal and for people."""
+        return f"sharing tp{self.tp} {self.active}"
+
+    @property
+    def weight(self) -> float:
+        """Share of the time budget, relative to other cases."""
+        return 1.0 if self.active == self.tp else 12.0
+
+
+@record
+class DeliveryCase:
+    """A rank waits for messages while `active` others compute."""
 
     active: Positive
 
     @property
     def name(self) -> str:
         """Stable name, for the journal and for people."""
-        return f"sharing {self.active}"
+        return f"delivery {self.active}"
 
     @property
     def weight(self) -> float:
         """Share of the time budget, relative to other cases."""
-        return 1.0 if self.active == 1 else 4.0
+        return 6.0
 
 
-Case = BlockCase | TransferCase | SharingCase
+Case = BlockCase | TransferCase | SharingCase | DeliveryCase
 
 
 @record
@@ -105,6 +130,7 @@ class CaseResult:
     blocks: tuple[BlockEntry, ...] = ()
     transfers: tuple[TransferEntry, ...] = ()
     sharing: tuple[SharingEntry, ...] = ()
+    deliveries: tuple[DeliveryEntry, ...] = ()
 
 
 def check_tp_degrees(model: ModelSpec, seq_len: int, num_processes: int, tp: int) -> None:
@@ -144,7 +170,9 @@ def case_list(inputs: ProfileInputs) -> tuple[Case, ...]:
     for size in group_sizes(world):
         ranks = tuple(range(size))
         cases += [TransferCase(op=op, ranks=ranks, sizes=COLLECTIVE_SIZES) for op in COLLECTIVES]
-    cases += [SharingCase(active=k) for k in range(1, world + 1)]
+    for tp in sorted(set(inputs.tp_degrees)):
+        cases += [SharingCase(tp=tp, active=k) for k in range(tp, world + 1, tp)]
+    cases += [DeliveryCase(active=k) for k in range(1, world)]
     return tuple(cases)
 
 

@@ -53,8 +53,8 @@ def elapsed_s(device: torch.device, thunk: Callable[[], object]) -> float:
         begin = time.perf_counter()
         thunk()
         return time.perf_counter() - begin
-    first = torch.cuda.Event(enable_timing=True)
-    last = torch.cuda.Event(enable_timing=True)
+    first = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    last = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     torch.cuda.synchronize(device)
     first.record()
     thunk()

@@ -1,7 +1,7 @@
 """Speed of planning, each figure beside what it is compared with, in one run on one core.
 
-`make bench` prints a table: median of repeated, interleaved runs, and the ratio. Times on a busy machine
-move together, so the ratios are what to quote.
+`make bench` prints a table: median of repeated, interleaved runs, and the ratio. Times on a busy
+machine move together, so the ratios are what to quote.
 """
 
 import statistics

@@ -132,9 +132,10 @@ def summary(rows: list[tuple[str, float, float, float]], all_results: list[Any])
     noise = [n for *_, n in rows]
     correlation = rank_correlation(predicted, seen)
     return f"""\
-- step time: median error {statistics.median(errors):.1%}, mean {statistics.mean(errors):.1%}, worst
-  {errors[-1]:.1%}; two runs of the same layout differ by {statistics.median(noise):.1%} (median), at
-  most {max(noise):.1%}
+- step time: median error {statistics.median(errors):.1%}, mean {statistics.mean(errors):.1%},
+  worst {errors[-1]:.1%}
+- noise: two runs of a layout differ by {statistics.median(noise):.1%} (median), at most
+  {max(noise):.1%}
 - order of the layouts: rank correlation {correlation:.3f}; the layout predicted fastest takes
   {picked:.3f} times as long as the fastest measured
 - peak memory: median error {statistics.median(memory):.1%}, worst {memory[-1]:.1%}"""

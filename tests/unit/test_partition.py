@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from solvers.partition import partition
+from solvers.partition import Cap, partition
 
 
 def all_splits(n, num_stages):
@@ -44,10 +44,14 @@ def test_memory_caps_equal_brute_force(cost, num_stages, cap, held):
     result = partition(
         np.array(cost, dtype=float),
         num_stages,
-        fixed=np.ones(n),
-        held=np.array(held[:n], dtype=float),
-        in_flight=np.array(flights, dtype=float),
-        caps=np.full(num_stages, float(cap)),
+        [
+            Cap(
+                fixed=np.ones(n),
+                held=np.array(held[:n], dtype=float),
+                in_flight=flights,
+                room=np.full(num_stages, float(cap)),
+            )
+        ],
     )
     fitting = [
         split

@@ -159,11 +159,12 @@ def test_an_edited_plan_is_stale():
     assert caught.value.kind == "stale"
 
 
-@given(micro_batch=st.sampled_from([1, 2, 4]), tp=st.sampled_from([1, 2]))
+@given(micro_batch=st.sampled_from([1, 2]), tp=st.sampled_from([1, 2]))
 def test_memory_grows_with_the_micro_batch_and_shrinks_with_tp(micro_batch, tp):
     costs = CostModel(facts.model(), facts.job(), facts.profile())
+    plain = (1, "none", "1f1b")
     small = next(
-        c for c in enumerate_layouts(4, facts.job()) if c.pp == 1 and c.recompute == "none"
+        c for c in enumerate_layouts(4, facts.job()) if (c.pp, c.recompute, c.schedule) == plain
     )
     peaks = [
         costs.prepare(replace(small, tp=t, dp_replicate=1, micro_batch=b)).peak_bytes

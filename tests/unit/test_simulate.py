@@ -23,14 +23,14 @@ def program(name, p, m, f=1.0, b=2.0, send=0.0, sync=0.0, optimizer=0.0, forward
     )
 
 
-def cores(p, num_cores, per_stage=1):
+def cores(p, num_cores, per_stage=1, **more):
     """A host whose ranks run at full speed up to `num_cores`."""
-    total = p * per_stage
+    curve = tuple(max(1.0, k / num_cores) for k in range(1, p * per_stage + 1))
     return Sharing(
-        slowdown=tuple(max(1.0, k / num_cores) for k in range(1, total + 1)),
+        slowdown=curve,
+        sync_slowdown=curve,
         ranks_on_host=((per_stage,),) * p,
-        group_ranks=per_stage,
-        sync_ranks=1,
+        **more,
     )
 
 
@@ -112,8 +112,10 @@ def test_tables_hold_each_action_once_in_causal_order(p, m, name):
 
 @given(p=st.integers(1, 6), m=st.integers(1, 12))
 def test_in_flight_counts(p, m):
-    assert [in_flight(row) for row in table_of("gpipe", p, m)] == [m] * p
-    assert [in_flight(row) for row in table_of("1f1b", p, m)] == [min(m, p - s) for s in range(p)]
+    assert [in_flight(row) for row in table_of("gpipe", p, m)] == [(m, m - 1)] * p
+    for s, (before, after) in enumerate(in_flight(row) for row in table_of("1f1b", p, m)):
+        assert before == min(m, p - s)
+        assert after == (before if m > before else before - 1)
 
 
 def test_a_schedule_that_waits_for_itself_is_an_error():
