@@ -16,7 +16,7 @@ from planner.simulate import Program, Sharing, slow
 
 def lower_bound(program: Program, sharing: Sharing | None) -> float:
     """Seconds that no schedule of these stages can beat."""
-    m = sum(a.op == "F" for a in program.table[0])
+    m = program.num_microbatches
     tails = [a + b for a, b in zip(program.sync_s, program.optimizer_s, strict=True)]
     before = back = best = 0.0
     for s, (f, b) in enumerate(zip(program.forward_s, program.backward_s, strict=True)):

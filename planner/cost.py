@@ -23,7 +23,7 @@ from planner.memory import (
     stage_memory,
 )
 from planner.plan import StageMemory
-from planner.schedules import in_flight, table_of
+from planner.schedules import Flights, in_flight
 from planner.simulate import Program, Sharing, slow
 from profiler.codec import replace
 from profiler.job import GRAD_BYTES, OPTIMIZER_BYTES, WEIGHT_BYTES, JobSpec
@@ -140,9 +140,8 @@ class CostModel:
             self._splits[key] = partition(np.array(times), config.pp, caps).value
         return self._splits[key]
 
-    def _in_flight(self, config: ParallelConfig) -> tuple[tuple[int, int], ...]:
-        rows = table_of(config.schedule, config.pp, config.num_microbatches(self.job))
-        return tuple(in_flight(row) for row in rows)
+    def _in_flight(self, config: ParallelConfig) -> Flights:
+        return in_flight(config.schedule, config.pp, config.num_microbatches(self.job))
 
     def _params(self, config: ParallelConfig, block: int) -> int:
         own_head = not self.model.tie_embeddings or config.pp > 1
@@ -193,7 +192,8 @@ class CostModel:
         syncs = [self._sync(config, first, end) for first, end in stages]
         runs = [[(k, chain[k]) for k in range(first, end)] for first, end in stages]
         program = Program(
-            table=table_of(config.schedule, config.pp, m),
+            schedule=config.schedule,
+            num_microbatches=m,
             forward_s=tuple(sum(c.forward_s for _, c in run) for run in runs),
             backward_s=tuple(sum(self._backward(config, k, c) for k, c in run) for run in runs),
             send_forward_s=tuple(seconds for seconds, _ in sends),

@@ -20,16 +20,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.schedules import Action, Table
+from planner.config import ScheduleName
+from planner.schedules import Action, Table, table_of
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
-    """One step: the table and, per stage, seconds of each piece (blocks: per micro-batch)."""
+    """One step: its schedule and, per stage, seconds of each piece (blocks: per micro-batch)."""
 
-    table: Table
+    schedule: ScheduleName
+    num_microbatches: int
     forward_s: tuple[float, ...]
     backward_s: tuple[float, ...]
     send_forward_s: tuple[float, ...]
@@ -76,16 +78,24 @@ class Timeline:
     step_s: float
 
 
-def simulate(program: Program, sharing: Sharing | None = None) -> Timeline:
-    """Time of one step from standing start; durations must be finite and not negative."""
+def simulate(
+    program: Program, sharing: Sharing | None = None, table: Table | None = None
+) -> Timeline:
+    """Time of one step from standing start; durations must be finite and not negative.
+
+    `table` replaces the schedule's own, one stage per row. Raises `ValueError` for one whose
+    actions wait for each other.
+    """
+    if table is None:
+        table = table_of(program.schedule, len(program.forward_s), program.num_microbatches)
     if sharing is None:
-        start, end = _own_devices(program)
+        start, end = _own_devices(program, table)
         sync_end = np.array([row[-1] for row in end]) + np.array(program.sync_s)
         optimizer_end = sync_end + np.array(program.optimizer_s)
     else:
-        start, end, sync_end, optimizer_end = _Shared(program, sharing).run()
+        start, end, sync_end, optimizer_end = _Shared(program, sharing, table).run()
     return Timeline(
-        table=program.table,
+        table=table,
         start=tuple(np.array(x) for x in start),
         end=tuple(np.array(x) for x in end),
         sync_end=sync_end,
@@ -94,9 +104,9 @@ def simulate(program: Program, sharing: Sharing | None = None) -> Timeline:
     )
 
 
-def _own_devices(program: Program) -> tuple[list[list[float]], list[list[float]]]:
+def _own_devices(program: Program, table: Table) -> tuple[list[list[float]], list[list[float]]]:
     """Each rank has its device: longest path, by running every row as far as its inputs allow."""
-    table, last = program.table, len(program.table) - 1
+    last = len(table) - 1
     inputs = _Inputs(program)
     position, free = [0] * len(table), [0.0] * len(table)
     start: list[list[float]] = [[] for _ in table]
@@ -135,10 +145,10 @@ class _Inputs:
 
     def __init__(self, program: Program) -> None:
         self._program = program
-        self._last = len(program.table) - 1
-        num = 1 + max(a.micro_batch for row in program.table for a in row)
-        self.forward: list[list[float | None]] = [[None] * num for _ in program.table]
-        self.backward: list[list[float | None]] = [[None] * num for _ in program.table]
+        self._last = len(program.forward_s) - 1
+        num, stages = program.num_microbatches, program.forward_s
+        self.forward: list[list[float | None]] = [[None] * num for _ in stages]
+        self.backward: list[list[float | None]] = [[None] * num for _ in stages]
         self.forward[0] = [0.0] * num
 
     def finish(self, action: Action, now: float, extra_s: float = 0.0) -> None:
@@ -155,10 +165,10 @@ class _Inputs:
 class _Shared:
     """Processor sharing: from event to event, a stage's rate set by who computes beside it."""
 
-    def __init__(self, program: Program, sharing: Sharing) -> None:
-        self.program, self.sharing, self.now = program, sharing, 0.0
+    def __init__(self, program: Program, sharing: Sharing, table: Table) -> None:
+        self.program, self.sharing, self.table, self.now = program, sharing, table, 0.0
         self.inputs = _Inputs(program)
-        n = len(program.table)
+        n = len(table)
         self.position = [0] * n
         self.left: dict[int, float] = {}  # stage -> work left, in seconds of the group alone
         self.begin: list[list[float]] = [[] for _ in range(n)]
@@ -171,10 +181,8 @@ class _Shared:
         while self.left or self.arrivals:
             self._advance()
             self._begin_what_can()
-        n = [len(row) for row in self.program.table]
-        _check_complete(
-            self.program.table, [min(p, k) for p, k in zip(self.position, n, strict=True)]
-        )
+        n = [len(row) for row in self.table]
+        _check_complete(self.table, [min(p, k) for p, k in zip(self.position, n, strict=True)])
         return (
             [x[:k] for x, k in zip(self.begin, n, strict=True)],
             [x[:k] for x, k in zip(self.finish, n, strict=True)],
@@ -185,7 +193,7 @@ class _Shared:
     def _work(self, rank: int) -> tuple[float, float | None]:
         """Work and arrival of the input of a row's next piece."""
         program, at = self.program, self.position[rank]
-        row = program.table[rank]
+        row = self.table[rank]
         if at == len(row):
             return program.sync_s[rank], 0.0
         if at == len(row) + 1:
@@ -196,7 +204,7 @@ class _Shared:
         return program.backward_s[stage], self.inputs.backward[stage][k]
 
     def _begin_what_can(self) -> None:
-        for rank, row in enumerate(self.program.table):
+        for rank, row in enumerate(self.table):
             if rank in self.left or self.position[rank] > len(row) + 1:
                 continue
             work, ready = self._work(rank)
@@ -213,7 +221,7 @@ class _Shared:
         active = self._active()
         rates = {}
         for s in self.left:
-            in_sync = self.position[s] == len(self.program.table[s])
+            in_sync = self.position[s] == len(self.table[s])
             curve = self.sharing.sync_slowdown if in_sync else self.sharing.slowdown
             ranks = self.sharing.ranks_on_host[s]
             rates[s] = 1 / max(slow(curve, active[h]) for h, n in enumerate(ranks) if n)
@@ -251,7 +259,7 @@ class _Shared:
         self.now = until
 
     def _end(self, rank: int, now: float) -> None:
-        row, at = self.program.table[rank], self.position[rank]
+        row, at = self.table[rank], self.position[rank]
         self.finish[rank].append(now)
         if at < len(row):
             receiver = rank + 1 if row[at].op == "F" else rank - 1

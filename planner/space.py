@@ -21,6 +21,10 @@ AXES = ("tp", "pp", "dp", "mbs", "recompute", "schedule", "split")
 """What `--pin` and `--forbid` speak of; `split` (layers per stage) can be pinned only."""
 
 
+MOST = 2**14
+"""Micro-batches of a step; a layout with more is far from the best and long to simulate."""
+
+
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What the rules look at besides the layout."""
@@ -63,6 +67,10 @@ def _not_profiled(c: ParallelConfig, f: Facts) -> bool:
     return any(f.table.cost(k, c.tp, c.micro_batch) is None for k in kinds)
 
 
+def _too_many(c: ParallelConfig, f: Facts) -> bool:
+    return c.num_microbatches(f.job) > MOST
+
+
 def _ran_out(c: ParallelConfig, f: Facts) -> bool:
     return any(f.table.ran_out(k, c.tp, c.micro_batch) for k in set(f.model.blocks))
 
@@ -80,6 +88,7 @@ RULES = (
     _divides("ffn-tp", "the feed-forward width", lambda f: f.model.ffn_hidden_size),
     _divides("vocab-tp", "the vocabulary", lambda f: f.model.vocab_size),
     _divides("sequence-tp", "the sequence (sequence parallel)", lambda f: f.job.seq_len),
+    Rule("micro-batches", f"a step has more than {MOST:,} micro-batches", _too_many),
     Rule("layers-pp", "every stage needs a layer", lambda c, f: c.pp > f.model.num_layers),
     Rule(
         "gpipe-pp1",

@@ -7,10 +7,9 @@ weight, a 4-byte gradient and 12 bytes of fp32 master weight and Adam moments; f
 
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
 from profiler.codec import record
-from profiler.model import Positive
 
 Precision = Literal["bf16", "fp32"]
 
@@ -24,9 +23,9 @@ ACTIVATION_BYTES: dict[Precision, int] = {"bf16": 2, "fp32": 4}
 class JobSpec:
     """One training job."""
 
-    global_batch: Positive
+    global_batch: Annotated[int, Gt(0), Le(10**7)]
     """Sequences per optimizer step over the whole cluster."""
-    seq_len: Positive
+    seq_len: Annotated[int, Gt(0), Le(10**9)]
     """Tokens per sequence."""
     precision: Precision = "bf16"
     optimizer: Literal["adamw"] = "adamw"

@@ -12,7 +12,7 @@ Source of the shapes: the Hugging Face `config.json` fields named in `profiler.h
 
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 
 from profiler.codec import record
 from profiler.errors import UserError
@@ -33,7 +33,7 @@ class ModelSpec:
     """Architecture family, which fixes norms, activation and biases."""
     vocab_size: Positive
     hidden_size: Positive
-    num_layers: Positive
+    num_layers: Annotated[int, Gt(0), Le(10**5)]
     num_heads: Positive
     num_kv_heads: Positive
     head_dim: Positive

@@ -27,7 +27,7 @@ def run(
     profile: Annotated[
         Path | None, typer.Option("--profile", help="profile.json of `meshwright profile`.")
     ] = None,
-    global_batch: Annotated[int, typer.Option(min=1, help="Sequences per step.")] = 256,
+    global_batch: Annotated[int, typer.Option(min=1, max=10**7, help="Sequences per step.")] = 256,
     seq_len: Annotated[
         int | None, typer.Option(min=1, help="Tokens per sequence [profile's, or 4096].")
     ] = None,

@@ -5,36 +5,25 @@ The simulator times the same table that the runtime executes.
 """
 
 import functools
-from collections.abc import Callable
+from types import ModuleType
 
 from planner.config import ScheduleName
 from planner.schedules import gpipe, one_f_one_b
-from planner.schedules.action import Action, Op, Table
+from planner.schedules.action import Action, Flights, Op, Table
 
-__all__ = ["Action", "Op", "Table", "in_flight", "table_of"]
+__all__ = ["Action", "Flights", "Op", "Table", "in_flight", "table_of"]
 
-_TABLES: dict[ScheduleName, Callable[[int, int], Table]] = {
-    "gpipe": gpipe.table,
-    "1f1b": one_f_one_b.table,
-}
+_SCHEDULES: dict[ScheduleName, ModuleType] = {"gpipe": gpipe, "1f1b": one_f_one_b}
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=64)
 def table_of(name: ScheduleName, num_stages: int, num_microbatches: int) -> Table:
     """The schedule's table, one row per pipeline rank."""
-    return _TABLES[name](num_stages, num_microbatches)
+    table: Table = _SCHEDULES[name].table(num_stages, num_microbatches)
+    return table
 
 
-def in_flight(row: tuple[Action, ...]) -> tuple[int, int]:
-    """Most micro-batches whose forward is done and whose backward is not: (up to the rank's first
-    backward, from its end on). Before the first backward a rank holds no gradients."""
-    now, before, after, begun = 0, 0, 0, False
-    for action in row:
-        now += {"F": 1, "B": -1, "I": 0, "W": -1}[action.op]
-        if action.op != "F":
-            begun = True
-        if begun:
-            after = max(after, now)
-        else:
-            before = max(before, now)
-    return before, after
+def in_flight(name: ScheduleName, num_stages: int, num_microbatches: int) -> Flights:
+    """Micro-batches in flight on each rank, by the schedule's formula."""
+    flights: Flights = _SCHEDULES[name].in_flight(num_stages, num_microbatches)
+    return flights

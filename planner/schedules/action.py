@@ -22,3 +22,6 @@ class Action(NamedTuple):
 
 
 Table = tuple[tuple[Action, ...], ...]
+Flights = tuple[tuple[int, int], ...]
+"""Per rank, the most micro-batches whose forward is done and whose backward is not: (up to the
+rank's first backward, from its end on). Before the first backward a rank holds no gradients."""

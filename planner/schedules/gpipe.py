@@ -4,7 +4,12 @@ Each stage keeps all micro-batches in flight. With equal stages and forward f, b
 step = (m + p - 1) * (f + b).
 """
 
-from planner.schedules.action import Action, Table
+from planner.schedules.action import Action, Flights, Table
+
+
+def in_flight(num_stages: int, num_microbatches: int) -> Flights:
+    """Every micro-batch is in flight before the first backward."""
+    return ((num_microbatches, num_microbatches - 1),) * num_stages
 
 
 def table(num_stages: int, num_microbatches: int) -> Table:

@@ -5,7 +5,13 @@ Stage s of p keeps at most min(m, p - s) micro-batches in flight; the step takes
 where stages are equal: (m + p - 1) * (f + b). Fewer micro-batches than stages are allowed.
 """
 
-from planner.schedules.action import Action, Table
+from planner.schedules.action import Action, Flights, Table
+
+
+def in_flight(num_stages: int, num_microbatches: int) -> Flights:
+    """As many as there are stages to the end, and as many again while forwards go on."""
+    before = [min(num_microbatches, num_stages - s) for s in range(num_stages)]
+    return tuple((n, n if num_microbatches > n else n - 1) for n in before)
 
 
 def table(num_stages: int, num_microbatches: int) -> Table:

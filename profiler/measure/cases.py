@@ -5,6 +5,8 @@ written. Its name is stable (`dense tp2 mbs4`, `p2p 0,1`, `sharing 3`), so that 
 read back by another process.
 """
 
+from collections.abc import Iterator
+from itertools import product
 from typing import Annotated, Literal
 
 from annotated_types import Gt
@@ -12,7 +14,7 @@ from annotated_types import Gt
 from profiler.codec import record
 from profiler.errors import UserError
 from profiler.job import Precision
-from profiler.model import BlockKind, ModelSpec, Positive
+from profiler.model import BlockKind, ModelSpec, NotNegative, Positive
 from profiler.profile import (
     BlockEntry,
     DeliveryEntry,
@@ -46,23 +48,29 @@ class ProfileInputs:
     environment: Environment
 
 
+NUM_PASSES = 3
+"""Times that every block is measured, with all the others in between."""
+
+
 @record
 class BlockCase:
-    """One block on the first `tp` ranks."""
+    """One block on the first `tp` ranks, in one of several passes over all blocks."""
 
     block: BlockKind
     tp: Positive
     micro_batch: Positive
+    number: NotNegative = 0
+    """Of the pass."""
 
     @property
     def name(self) -> str:
         """Stable name, for the journal and for people."""
-        return f"{self.block} tp{self.tp} mbs{self.micro_batch}"
+        return f"{self.block} tp{self.tp} mbs{self.micro_batch} pass {self.number + 1}"
 
     @property
     def weight(self) -> float:
         """Share of the time budget, relative to other cases."""
-        return {"embed": 1.0, "head": 2.0}.get(self.block, 8.0)
+        return {"embed": 1.0, "head": 2.0}.get(self.block, 8.0) / NUM_PASSES
 
 
 @record
@@ -155,25 +163,39 @@ def check_tp_degrees(model: ModelSpec, seq_len: int, num_processes: int, tp: int
 
 
 def case_list(inputs: ProfileInputs) -> tuple[Case, ...]:
-    """All cases; micro-batches ascend, so that memory runs out at the largest."""
-    world = inputs.num_processes
-    cases: list[Case] = []
+    """All cases, the passes over the blocks apart from each other; micro-batches ascend, so that
+    memory runs out at the largest."""
+    return (
+        *_blocks(inputs, 0),
+        *_transfers(inputs.num_processes),
+        *_blocks(inputs, 1),
+        *_sharing(inputs),
+        *_blocks(inputs, 2),
+    )
+
+
+def _blocks(inputs: ProfileInputs, number: int) -> Iterator[Case]:
     kinds: tuple[BlockKind, ...] = ("embed", inputs.model.layer_kind, "head")
-    for tp in sorted(set(inputs.tp_degrees)):
-        for kind in kinds:
-            cases += [
-                BlockCase(block=kind, tp=tp, micro_batch=size)
-                for size in sorted(set(inputs.micro_batches))
-            ]
+    for tp, kind in product(sorted(set(inputs.tp_degrees)), kinds):
+        for size in sorted(set(inputs.micro_batches)):
+            yield BlockCase(block=kind, tp=tp, micro_batch=size, number=number)
+
+
+def _transfers(world: int) -> Iterator[Case]:
     pairs = [(a, b) for a in range(world) for b in range(world) if a != b]
-    cases += [TransferCase(op="p2p", ranks=pair, sizes=P2P_SIZES) for pair in pairs]
-    for size in group_sizes(world):
-        ranks = tuple(range(size))
-        cases += [TransferCase(op=op, ranks=ranks, sizes=COLLECTIVE_SIZES) for op in COLLECTIVES]
+    for pair in pairs:
+        yield TransferCase(op="p2p", ranks=pair, sizes=P2P_SIZES)
+    for size, op in product(group_sizes(world), COLLECTIVES):
+        yield TransferCase(op=op, ranks=tuple(range(size)), sizes=COLLECTIVE_SIZES)
+
+
+def _sharing(inputs: ProfileInputs) -> Iterator[Case]:
+    world = inputs.num_processes
     for tp in sorted(set(inputs.tp_degrees)):
-        cases += [SharingCase(tp=tp, active=k) for k in range(tp, world + 1, tp)]
-    cases += [DeliveryCase(active=k) for k in range(1, world)]
-    return tuple(cases)
+        for active in range(tp, world + 1, tp):
+            yield SharingCase(tp=tp, active=active)
+    for active in range(1, world):
+        yield DeliveryCase(active=active)
 
 
 def group_sizes(world: int) -> tuple[int, ...]:
@@ -189,14 +211,15 @@ def case_seconds(cases: tuple[Case, ...], budget_s: float) -> dict[str, float]:
 
 
 def smaller_is_oom(case: Case, done: dict[str, CaseResult]) -> bool:
-    """A smaller micro-batch of the same block did not fit, so this one cannot."""
+    """This or a smaller micro-batch of the block did not fit in an earlier case."""
     if not isinstance(case, BlockCase):
         return False
     return any(
         entry.status == "oom"
         for result in done.values()
         for entry in result.blocks
-        if (entry.block, entry.tp) == (case.block, case.tp) and entry.micro_batch < case.micro_batch
+        if (entry.block, entry.tp) == (case.block, case.tp)
+        and entry.micro_batch <= case.micro_batch
     )
 
 

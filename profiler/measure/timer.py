@@ -26,7 +26,7 @@ class Limits:
     """When to stop: `budget_s` is wall time with warm-up; `min_repeats` are made in any case."""
 
     budget_s: float
-    min_repeats: int = 5
+    min_repeats: int = 3
     max_repeats: int = 2000
     warmup: int = 2
     check_every: int = 5

@@ -8,10 +8,10 @@ import statistics
 import time
 from collections.abc import Callable
 
+from planner.config import ScheduleName
 from planner.cost import CostModel
 from planner.estimate import estimate
 from planner.plan import SearchOptions
-from planner.schedules import table_of
 from planner.search import make_plan
 from planner.simulate import Program, simulate
 from planner.space import Facts, enumerate_layouts, first_broken
@@ -56,10 +56,11 @@ def search_pair(model: str, cluster: str, batch: int) -> tuple[str, float, float
 def simulate_pair(num_stages: int, num_microbatches: int) -> tuple[str, float, float]:
     """1F1B against GPipe of the same size."""
 
-    def program(name: str) -> Program:
+    def program(name: ScheduleName) -> Program:
         ones = (1.0,) * num_stages
         return Program(
-            table=table_of(name, num_stages, num_microbatches),  # type: ignore[arg-type]
+            schedule=name,
+            num_microbatches=num_microbatches,
             forward_s=ones,
             backward_s=ones,
             send_forward_s=ones,

@@ -4,11 +4,11 @@ import random
 
 import pytest
 
-from profiler.codec import decode, encode
-from profiler.measure.assemble import assemble, fit_link
+from profiler.codec import decode, encode, replace
+from profiler.measure.assemble import assemble, best_of_passes, fit_link
 from profiler.measure.cases import P2P_SIZES, BlockCase, CaseResult, ProfileInputs, oom_result
 from profiler.model import ModelSpec
-from profiler.profile import Environment, Profile, Timing, TransferEntry
+from profiler.profile import BlockEntry, Environment, Profile, Timing, TransferEntry
 from tests.unit.test_measure_journal import DEVICE, INPUTS, RESULT
 
 
@@ -63,6 +63,24 @@ def test_the_profile_holds_every_entry_and_reads_back() -> None:
     assert (node.num_nodes, node.devices_per_node) == (1, INPUTS.num_processes)
     assert node.device.memory_bytes == INPUTS.memory_bytes
     assert node.intra.bytes_per_s == pytest.approx(3e9, rel=1e-6)
+
+
+def block(seconds: float) -> BlockEntry:
+    time = Timing(median_s=seconds, repeats=3)
+    return BlockEntry(
+        block="dense", tp=1, micro_batch=1, source="measured", forward=time, input_grad=time,
+        weight_grad=time,
+    )  # fmt: skip
+
+
+def oom_entry() -> BlockEntry:
+    return oom_result(BlockCase(block="dense", tp=1, micro_batch=1)).blocks[0]
+
+
+def test_the_fastest_pass_counts_and_memory_that_ran_out_once_stays_so() -> None:
+    other = replace(block(9.0), micro_batch=2)
+    assert best_of_passes([block(2.0), other, block(1.0), block(3.0)]) == (block(1.0), other)
+    assert best_of_passes([block(2.0), oom_entry(), block(1.0)]) == (oom_entry(),)
 
 
 def test_one_process_needs_no_link() -> None:

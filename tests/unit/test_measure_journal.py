@@ -70,10 +70,9 @@ def test_cases_cover_blocks_pairs_groups_and_sharing() -> None:
     names = [case.name for case in cases]
     assert len(set(names)) == len(names)
     assert [n for n in names if n.startswith("dense")] == [
-        "dense tp1 mbs1",
-        "dense tp1 mbs2",
-        "dense tp2 mbs1",
-        "dense tp2 mbs2",
+        f"dense {case} pass {number}"
+        for number in (1, 2, 3)
+        for case in ("tp1 mbs1", "tp1 mbs2", "tp2 mbs1", "tp2 mbs2")
     ]
     assert sum(n.startswith("p2p") for n in names) == 6  # ordered pairs of three ranks
     assert {"all_reduce 0,1", "all_reduce 0,1,2", "sharing tp1 3", "delivery 2"} <= set(names)

@@ -112,6 +112,7 @@ def test_each_rule_can_be_broken():
     seen = set()
     for model, job, devices in (
         (facts.model(), facts.job(), 4),
+        (facts.model(), facts.job(global_batch=2**15), 4),
         (odd, facts.job(), 8),
         (facts.model(num_kv_heads=1), facts.job(), 4),
         (facts.model(ffn_hidden_size=9), facts.job(), 4),
