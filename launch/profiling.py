@@ -15,11 +15,11 @@ import platform
 import re
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from launch.framework.native import WORKER_ENV, torchrun
 from profiler.cluster import DeviceSpec
 from profiler.errors import UserError
 from profiler.job import Precision
@@ -167,15 +167,10 @@ def _run_workers(
 ) -> int:
     """One start of all processes, to its end; its exit code."""
     command = [
-        *(sys.executable, "-P", "-m", "torch.distributed.run", "--standalone"),
-        *("--nproc-per-node", str(inputs.num_processes)),
+        *torchrun(1, inputs.num_processes),
         *("-m", "launch.runtime.profile_worker", str(journal.folder.resolve())),
     ]
-    settings = {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONSAFEPATH": "1",
-        "MESHWRIGHT_SUPERVISOR": str(os.getpid()),
-    }
+    settings = dict(WORKER_ENV) | {"MESHWRIGHT_SUPERVISOR": str(os.getpid())}
     with journal.log.open("ab") as log:
         process = subprocess.Popen(
             command,

@@ -24,6 +24,8 @@ class BlockCost:
     forward_collective_s: float
     backward_collective_s: float
     optimizer_s: float
+    bucket_s: float
+    """Copy of the gradients into flat buckets, where there are replicas."""
     saved_bytes: float
     peak_bytes: float
     source: Source = "measured"
@@ -40,6 +42,7 @@ def _from_entry(e: BlockEntry) -> BlockCost:
         forward_collective_s=e.forward_collective_s,
         backward_collective_s=e.backward_collective_s,
         optimizer_s=e.optimizer.median_s if e.optimizer else 0.0,
+        bucket_s=e.bucket.median_s if e.bucket else 0.0,
         saved_bytes=float(e.saved_bytes),
         peak_bytes=float(e.peak_bytes),
         source=e.source,

@@ -17,7 +17,8 @@ from planner.simulate import Program, Sharing, slow
 def lower_bound(program: Program, sharing: Sharing | None) -> float:
     """Seconds that no schedule of these stages can beat."""
     m = program.num_microbatches
-    tails = [a + b for a, b in zip(program.sync_s, program.optimizer_s, strict=True)]
+    own = [a + b for a, b in zip(program.bucket_s, program.optimizer_s, strict=True)]
+    tails = [a + b for a, b in zip(own, program.sync_s, strict=True)]
     before = back = best = 0.0
     for s, (f, b) in enumerate(zip(program.forward_s, program.backward_s, strict=True)):
         if s:
@@ -26,10 +27,10 @@ def lower_bound(program: Program, sharing: Sharing | None) -> float:
         best = max(best, before + m * (f + b) + max(tails[s], back + tails[0] if s else 0.0))
     if sharing is None:
         return best
-    return max(best, _host_bound(program, sharing, m))
+    return max(best, _host_bound(program, sharing, m, own))
 
 
-def _host_bound(program: Program, sharing: Sharing, m: int) -> float:
+def _host_bound(program: Program, sharing: Sharing, m: int, own: list[float]) -> float:
     """All work of the busiest host over the most it does at once, k / slow(k) at the best k."""
     hosts = range(len(sharing.ranks_on_host[0]))
     worst = 0.0
@@ -37,7 +38,7 @@ def _host_bound(program: Program, sharing: Sharing, m: int) -> float:
         ranks = [row[h] for row in sharing.ranks_on_host]
         if not sum(ranks):
             continue
-        stages = zip(ranks, program.forward_s, program.backward_s, program.optimizer_s, strict=True)
+        stages = zip(ranks, program.forward_s, program.backward_s, own, strict=True)
         blocks = sum(n * (m * (f + b) + o) for n, f, b, o in stages)
         sync = sum(n * y for n, y in zip(ranks, program.sync_s, strict=True))
         work = blocks / _most(sharing.slowdown, ranks) + sync / _most(sharing.sync_slowdown, ranks)

@@ -191,6 +191,7 @@ class CostModel:
         sends = [self._send(config, s) for s in range(config.pp)]
         syncs = [self._sync(config, first, end) for first, end in stages]
         runs = [[(k, chain[k]) for k in range(first, end)] for first, end in stages]
+        copied = float(config.dp_replicate > 1)
         program = Program(
             schedule=config.schedule,
             num_microbatches=m,
@@ -198,12 +199,14 @@ class CostModel:
             backward_s=tuple(sum(self._backward(config, k, c) for k, c in run) for run in runs),
             send_forward_s=tuple(seconds for seconds, _ in sends),
             send_backward_s=(0.0, *(seconds for seconds, _ in sends[:-1])),
+            bucket_s=tuple(copied * sum(c.bucket_s for _, c in run) for run in runs),
             sync_s=tuple(seconds for seconds, _ in syncs),
             optimizer_s=tuple(sum(c.optimizer_s for _, c in run) for run in runs),
         )
         pieces = [*syncs, *((2 * m * seconds, source) for seconds, source in sends)]
         for k, c in enumerate(chain):
-            busy = m * (c.forward_s + self._backward(config, k, c)) + c.optimizer_s
+            busy = m * (c.forward_s + self._backward(config, k, c))
+            busy += c.optimizer_s + copied * c.bucket_s
             pieces.append((busy, c.source))
         measured = sum(seconds for seconds, source in pieces if source == "measured")
         total = sum(seconds for seconds, _ in pieces)

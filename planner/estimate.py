@@ -63,7 +63,8 @@ def _stage(prepared: Prepared, timeline: Timeline, s: int) -> StageEstimate:
         collective += (end - start) * talk[action.op]
         compute += (end - start) * (1 - talk[action.op])
         free = end
-    collective += timeline.sync_end[s] - free
+    compute += timeline.bucket_end[s] - free
+    collective += timeline.sync_end[s] - timeline.bucket_end[s]
     compute += timeline.optimizer_end[s] - timeline.sync_end[s]
     idle += timeline.step_s - timeline.optimizer_end[s]
     return StageEstimate(

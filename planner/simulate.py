@@ -38,8 +38,10 @@ class Program:
     """From stage s to s + 1; the last is unused."""
     send_backward_s: tuple[float, ...]
     """From stage s to s - 1; the first is unused."""
+    bucket_s: tuple[float, ...]
+    """Copy of the gradients into flat buckets, after the stage's last backward."""
     sync_s: tuple[float, ...]
-    """Gradient reduction over replicas, after the stage's last backward."""
+    """Reduction of the buckets over the replicas."""
     optimizer_s: tuple[float, ...]
 
 
@@ -73,6 +75,7 @@ class Timeline:
     table: Table
     start: tuple[Floats, ...]
     end: tuple[Floats, ...]
+    bucket_end: Floats
     sync_end: Floats
     optimizer_end: Floats
     step_s: float
@@ -90,14 +93,16 @@ def simulate(
         table = table_of(program.schedule, len(program.forward_s), program.num_microbatches)
     if sharing is None:
         start, end = _own_devices(program, table)
-        sync_end = np.array([row[-1] for row in end]) + np.array(program.sync_s)
+        bucket_end = np.array([row[-1] for row in end]) + np.array(program.bucket_s)
+        sync_end = bucket_end + np.array(program.sync_s)
         optimizer_end = sync_end + np.array(program.optimizer_s)
     else:
-        start, end, sync_end, optimizer_end = _Shared(program, sharing, table).run()
+        start, end, bucket_end, sync_end, optimizer_end = _Shared(program, sharing, table).run()
     return Timeline(
         table=table,
         start=tuple(np.array(x) for x in start),
         end=tuple(np.array(x) for x in end),
+        bucket_end=bucket_end,
         sync_end=sync_end,
         optimizer_end=optimizer_end,
         step_s=float(optimizer_end.max()),
@@ -175,8 +180,8 @@ class _Shared:
         self.finish: list[list[float]] = [[] for _ in range(n)]
         self.arrivals: list[float] = []
 
-    def run(self) -> tuple[list[list[float]], list[list[float]], Floats, Floats]:
-        """Starts and ends of the table's actions, ends of reduction and update."""
+    def run(self) -> tuple[list[list[float]], list[list[float]], Floats, Floats, Floats]:
+        """Starts and ends of the table's actions, ends of copy, reduction and update."""
         self._begin_what_can()
         while self.left or self.arrivals:
             self._advance()
@@ -188,16 +193,16 @@ class _Shared:
             [x[:k] for x, k in zip(self.finish, n, strict=True)],
             np.array([x[k] for x, k in zip(self.finish, n, strict=True)]),
             np.array([x[k + 1] for x, k in zip(self.finish, n, strict=True)]),
+            np.array([x[k + 2] for x, k in zip(self.finish, n, strict=True)]),
         )
 
     def _work(self, rank: int) -> tuple[float, float | None]:
         """Work and arrival of the input of a row's next piece."""
         program, at = self.program, self.position[rank]
         row = self.table[rank]
-        if at == len(row):
-            return program.sync_s[rank], 0.0
-        if at == len(row) + 1:
-            return program.optimizer_s[rank], 0.0
+        if at >= len(row):
+            tail = (program.bucket_s, program.sync_s, program.optimizer_s)
+            return tail[at - len(row)][rank], 0.0
         stage, op, k = row[at]
         if op == "F":
             return program.forward_s[stage], self.inputs.forward[stage][k]
@@ -205,7 +210,7 @@ class _Shared:
 
     def _begin_what_can(self) -> None:
         for rank, row in enumerate(self.table):
-            if rank in self.left or self.position[rank] > len(row) + 1:
+            if rank in self.left or self.position[rank] > len(row) + 2:
                 continue
             work, ready = self._work(rank)
             if ready is None:
@@ -221,7 +226,7 @@ class _Shared:
         active = self._active()
         rates = {}
         for s in self.left:
-            in_sync = self.position[s] == len(self.table[s])
+            in_sync = self.position[s] == len(self.table[s]) + 1
             curve = self.sharing.sync_slowdown if in_sync else self.sharing.slowdown
             ranks = self.sharing.ranks_on_host[s]
             rates[s] = 1 / max(slow(curve, active[h]) for h, n in enumerate(ranks) if n)

@@ -19,7 +19,14 @@ each for the routed copies. Nothing here was measured: every entry says `analyti
 from dataclasses import dataclass
 
 from profiler.cluster import ClusterSpec, DeviceSpec, LinkSpec, NodeGroup
-from profiler.job import ACTIVATION_BYTES, OPTIMIZER_BYTES, WEIGHT_BYTES, JobSpec, Precision
+from profiler.job import (
+    ACTIVATION_BYTES,
+    GRAD_BYTES,
+    OPTIMIZER_BYTES,
+    WEIGHT_BYTES,
+    JobSpec,
+    Precision,
+)
 from profiler.model import BlockKind, ModelSpec
 from profiler.profile import BlockEntry, Environment, Profile, Scope, Timing, TransferEntry
 
@@ -160,6 +167,7 @@ def _entry(
         input_grad=Timing(median_s=t.matrix_s + 2.5 * t.scores_s + 2 * t.stream_s + backward),
         weight_grad=Timing(median_s=t.matrix_s),
         optimizer=Timing(median_s=params * bytes_at_update / device.bytes_per_s),
+        bucket=Timing(median_s=2 * params * GRAD_BYTES[job.precision] / device.bytes_per_s),
         forward_collective_s=forward,
         backward_collective_s=backward,
         saved_bytes=round(t.saved_elements * device.element_bytes),

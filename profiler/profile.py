@@ -59,6 +59,8 @@ class BlockEntry:
     """Backward is `input_grad` + `weight_grad`."""
     optimizer: Timing | None = None
     """Optimizer step over the block's parameters (independent of the micro-batch)."""
+    bucket: Timing | None = None
+    """Copy of the block's gradients into the flat buckets that data parallelism reduces."""
     forward_collective_s: Seconds = 0.0
     backward_collective_s: Seconds = 0.0
     saved_bytes: NotNegative = 0

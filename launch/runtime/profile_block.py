@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from launch.runtime.model import build_block, init_parameters
 from launch.runtime.record import Recorder
-from launch.runtime.sync import GradientSync, local_parameters
+from launch.runtime.sync import GradientSync, flat, in_buckets, local_parameters, local_tensor
 from launch.runtime.tensor import loss_context, shard_block, token_loss
 from profiler.measure.blocks import BlockSetup
 from profiler.measure.cases import BlockCase, ProfileInputs
@@ -60,6 +60,7 @@ def block_setup(
         make_input=_input_maker(case, inputs, device),
         forward=forward,
         make_update=_update_maker(group, waits.recorder),
+        make_bucket=_bucket_maker(),
         wait=_wait,
         context=context,
         collective_s=waits.total_s,
@@ -127,6 +128,16 @@ def _update_maker(
         for weight, grad in zip(weights, grads, strict=True):
             weight.grad = grad
         return torch.optim.AdamW(weights, lr=LEARNING_RATE, foreach=True).step
+
+    return make
+
+
+def _bucket_maker() -> Callable[[Sequence[nn.Module]], Callable[[], object]]:
+    """The copy that a reduction over replicas begins with, of the gradients' local shards."""
+
+    def make(blocks: Sequence[nn.Module]) -> Callable[[], object]:
+        grads = [local_tensor(p.grad) for b in blocks for p in b.parameters() if p.grad is not None]
+        return lambda: [flat(bucket) for bucket in in_buckets(grads)]
 
     return make
 

@@ -122,6 +122,7 @@ class Worker:
             input_grad=times.input_grad,
             weight_grad=times.weight_grad,
             optimizer=times.optimizer,
+            bucket=times.bucket,
             forward_collective_s=times.forward_collective_s,
             backward_collective_s=times.backward_collective_s,
             saved_bytes=times.saved_bytes,

@@ -88,7 +88,7 @@ class GradientSync:
         """Sums; all buckets are started before the first is waited for."""
         reduced: list[Tensor] = []
         finishers = []
-        for bucket in _buckets(tensors, self._bucket_bytes):
+        for bucket in in_buckets(tensors, self._bucket_bytes):
             parts, finish = self._start(bucket, dp, "dp_replicate")
             reduced += parts
             finishers.append(finish)
@@ -100,13 +100,18 @@ class GradientSync:
         self, tensors: list[Tensor], group: dist.ProcessGroup, axis: str
     ) -> tuple[list[Tensor], Callable[[], None]]:
         """Views of one flat buffer whose sum is under way, and the wait for it."""
-        flat = torch.cat([t.reshape(-1) for t in tensors])
-        finish = self._recorder.all_reduce(flat, group, axis)
-        parts = torch.split(flat, [t.numel() for t in tensors])
+        whole = flat(tensors)
+        finish = self._recorder.all_reduce(whole, group, axis)
+        parts = torch.split(whole, [t.numel() for t in tensors])
         return [part.view(t.shape) for part, t in zip(parts, tensors, strict=True)], finish
 
 
-def _buckets(tensors: list[Tensor], limit_bytes: int) -> list[list[Tensor]]:
+def flat(tensors: list[Tensor]) -> Tensor:
+    """One tensor [elements of all] that holds a copy of them."""
+    return torch.cat([t.reshape(-1) for t in tensors])
+
+
+def in_buckets(tensors: list[Tensor], limit_bytes: int = BUCKET_BYTES) -> list[list[Tensor]]:
     """Consecutive tensors up to `limit_bytes` each; a larger tensor is a bucket by itself."""
     buckets: list[list[Tensor]] = []
     room = 0

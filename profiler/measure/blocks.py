@@ -24,8 +24,8 @@ from profiler.measure import memory
 from profiler.measure.timer import Agree, Limits, collect, elapsed_s, summarise
 from profiler.profile import Timing
 
-OPTIMIZER_SHARE = 0.15
-"""Part of a case's time that goes to the optimizer step."""
+SIDE_SHARE = 0.1
+"""Part of a case's time that goes to the optimizer step, and to the copy into buckets."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +40,8 @@ class BlockSetup:
     """Output [micro_batch, seq / tp, hidden]; of the head, the scalar loss."""
     make_update: Callable[[Sequence[nn.Module]], Callable[[], object]]
     """Takes the gradients that the blocks hold and returns the optimizer's step over them."""
+    make_bucket: Callable[[Sequence[nn.Module]], Callable[[], object]]
+    """Returns the copy of such gradients into flat buckets."""
     wait: Callable[[Tensor], object]
     """Block until a tensor that a collective may still be filling is there."""
     context: Callable[[], contextlib.AbstractContextManager[None]]
@@ -63,6 +65,7 @@ class BlockTimes:
     input_grad: Timing
     weight_grad: Timing
     optimizer: Timing
+    bucket: Timing
     forward_collective_s: float
     backward_collective_s: float
     saved_bytes: int
@@ -76,23 +79,29 @@ def measure_block(setup: BlockSetup, limits: Limits, memory_bytes: int) -> Block
     num_copies = _copies(setup, first, saved, memory_bytes)
     blocks = [first, *(setup.build() for _ in range(num_copies - 1))]
     _train_once(setup, blocks)
+    bucket = setup.make_bucket(blocks)
     update = setup.make_update(blocks)
     update()
     _train_once(setup, blocks)
     long = dataclasses.replace(
-        limits, budget_s=limits.budget_s * (1 - OPTIMIZER_SHARE), warmup=1, check_every=1
+        limits, budget_s=limits.budget_s * (1 - 2 * SIDE_SHARE), warmup=1, check_every=1
     )
     steps = collect(lambda: _sample(setup, blocks), long, setup.agree)
     forward, whole, inner, forward_wait, backward_wait = zip(*setup.reduce(steps), strict=True)
-    short = dataclasses.replace(limits, budget_s=limits.budget_s * OPTIMIZER_SHARE, warmup=1)
-    updates = collect(lambda: (elapsed_s(setup.device, update) / num_copies,), short, setup.agree)
+    short = dataclasses.replace(limits, budget_s=limits.budget_s * SIDE_SHARE, warmup=1)
+
+    def apart(work: Callable[[], object]) -> Timing:
+        rows = collect(lambda: (elapsed_s(setup.device, work) / num_copies,), short, setup.agree)
+        return summarise([row[0] for row in setup.reduce(rows)])
+
     capped = [min(w, i) for w, i in zip(whole, inner, strict=True)]
     rest = [w - i for w, i in zip(whole, capped, strict=True)]
     return BlockTimes(
         forward=summarise(forward),
         input_grad=summarise(capped),
         weight_grad=summarise(rest),
-        optimizer=summarise([row[0] for row in setup.reduce(updates)]),
+        optimizer=apart(update),
+        bucket=apart(bucket),
         forward_collective_s=summarise(forward_wait).median_s,
         backward_collective_s=summarise(backward_wait).median_s,
         saved_bytes=saved,

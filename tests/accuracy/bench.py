@@ -65,6 +65,7 @@ def simulate_pair(num_stages: int, num_microbatches: int) -> tuple[str, float, f
             backward_s=ones,
             send_forward_s=ones,
             send_backward_s=ones,
+            bucket_s=ones,
             sync_s=ones,
             optimizer_s=ones,
         )

@@ -39,6 +39,7 @@ LAYOUTS = (
     "tp=4,pp=1,dp=1,mbs=4,recompute=none",
 )
 
+MARK = "<!-- accuracy: written by `make accuracy` -->"
 COLUMNS = (
     "layout", "schedule", "blocks", "predicted", "observed", "rounds differ", "error",
     "compute", "p2p", "collective", "idle", "memory", "error",
@@ -170,7 +171,7 @@ the fullest rank. `blocks` are those of each stage, embedding and head among the
 
 
 def main() -> None:
-    """Run what is not yet there, write the report."""
+    """Run what is not yet there; write the report and its summary in the README."""
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(tempfile.mkdtemp())
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "profile.json").exists():
@@ -180,6 +181,12 @@ def main() -> None:
         for index in range(len(LAYOUTS)):
             results[index].append(run_once(folder, index, number))
     (ROOT / "docs" / "accuracy.md").write_text(report(folder, results))
+    readme = ROOT / "README.md"
+    before, rest = readme.read_text().split(f"{MARK}\n", 1)
+    after = rest.split("<!-- end -->", 1)[1]
+    said = f"{len(LAYOUTS)} layouts of a small Llama on 4 processes of a 2-core host, predicted from\none profile"
+    lines = f"{said}:\n\n{summary([table_row(r) for r in results], results)}"
+    readme.write_text(f"{before}{MARK}\n{lines}\n<!-- end -->{after}")
 
 
 if __name__ == "__main__":

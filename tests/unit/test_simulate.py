@@ -11,7 +11,7 @@ from planner.schedules import Action, in_flight, table_of
 from planner.simulate import Program, Sharing, simulate
 
 
-def program(name, p, m, f=1.0, b=2.0, send=0.0, sync=0.0, optimizer=0.0, forward=None):
+def program(name, p, m, f=1.0, b=2.0, send=0.0, bucket=0.0, sync=0.0, optimizer=0.0, forward=None):
     return Program(
         schedule=name,
         num_microbatches=m,
@@ -19,6 +19,7 @@ def program(name, p, m, f=1.0, b=2.0, send=0.0, sync=0.0, optimizer=0.0, forward
         backward_s=(b,) * p,
         send_forward_s=(send,) * p,
         send_backward_s=(send,) * p,
+        bucket_s=(bucket,) * p,
         sync_s=(sync,) * p,
         optimizer_s=(optimizer,) * p,
     )
@@ -63,15 +64,15 @@ def test_one_slow_stage_sets_the_pace_of_gpipe(m, times, slow):
 
 
 def test_tail_starts_when_a_stage_is_done():
-    timeline = simulate(program("1f1b", 4, 8, sync=5.0, optimizer=0.5))
-    assert timeline.step_s == pytest.approx((8 + 3) * 3 + 5.5)
+    timeline = simulate(program("1f1b", 4, 8, bucket=0.25, sync=5.0, optimizer=0.5))
+    assert timeline.step_s == pytest.approx((8 + 3) * 3 + 5.75)
     assert timeline.sync_end[3] < timeline.sync_end[0]
 
 
 @pytest.mark.parametrize("name", ["gpipe", "1f1b"])
 @given(p=st.integers(1, 5), m=st.integers(1, 8), f=st.floats(0.1, 5), send=st.floats(0, 2))
 def test_shared_host_with_a_core_for_each_rank_is_no_sharing(name, p, m, f, send):
-    prog = program(name, p, m, f, send=send, sync=0.7, optimizer=0.2)
+    prog = program(name, p, m, f, send=send, bucket=0.1, sync=0.7, optimizer=0.2)
     alone, shared = simulate(prog), simulate(prog, cores(p, num_cores=p))
     assert shared.step_s == pytest.approx(alone.step_s)
     for a, b in zip(alone.start, shared.start, strict=True):
@@ -98,7 +99,9 @@ def test_more_cores_are_never_slower(p, m, n):
     name=st.sampled_from(["gpipe", "1f1b"]),
 )  # fmt: skip
 def test_lower_bound_holds(p, m, n, send, f, sync, name):
-    prog = program(name, p, m, send=send, sync=sync, optimizer=0.3, forward=tuple(f[:p]))
+    prog = program(
+        name, p, m, send=send, bucket=0.2, sync=sync, optimizer=0.3, forward=tuple(f[:p])
+    )
     for sharing in (None, cores(p, n)):
         assert lower_bound(prog, sharing) <= simulate(prog, sharing).step_s * (1 + 1e-9)
 
