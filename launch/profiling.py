@@ -37,7 +37,7 @@ from profiler.profile import Environment, Profile
 
 Progress = Callable[[int, int, str], None]
 """Called with (finished cases, all cases, name of the case being measured)."""
-BUDGET_S = 45.0
+BUDGET_S = 30.0
 """Time for measuring, start-up and the building of blocks apart."""
 POLL_S = 0.1
 STOP_S = 10.0

@@ -191,12 +191,19 @@ class CostModel:
         sends = [self._send(config, s) for s in range(config.pp)]
         syncs = [self._sync(config, first, end) for first, end in stages]
         runs = [[(k, chain[k]) for k in range(first, end)] for first, end in stages]
+        forward_extra = self._executor(config.pp)
         copied = float(config.dp_replicate > 1)
         program = Program(
             schedule=config.schedule,
             num_microbatches=m,
-            forward_s=tuple(sum(c.forward_s for _, c in run) for run in runs),
-            backward_s=tuple(sum(self._backward(config, k, c) for k, c in run) for run in runs),
+            forward_s=tuple(
+                ahead + sum(c.forward_s for _, c in run)
+                for ahead, run in zip(forward_extra, runs, strict=True)
+            ),
+            backward_s=tuple(
+                back + sum(self._backward(config, k, c) for k, c in run)
+                for back, run in zip(reversed(forward_extra), runs, strict=True)
+            ),
             send_forward_s=tuple(seconds for seconds, _ in sends),
             send_backward_s=(0.0, *(seconds for seconds, _ in sends[:-1])),
             bucket_s=tuple(copied * sum(c.bucket_s for _, c in run) for run in runs),
@@ -211,6 +218,15 @@ class CostModel:
         measured = sum(seconds for seconds, source in pieces if source == "measured")
         total = sum(seconds for seconds, _ in pieces)
         return program, measured / total if total else 0.0
+
+    def _executor(self, pp: int) -> list[float]:
+        """The executor's own time in a forward of each stage; a backward's is that of the stages in
+        reverse order: the last receives nothing, the first sends nothing."""
+        entry = self.profile.executor
+        if entry is None:
+            return [0.0] * pp
+        send, receive = entry.send.median_s, entry.receive.median_s
+        return [receive * (s > 0) + send * (s < pp - 1) for s in range(pp)]
 
     def _send(self, config: ParallelConfig, stage: int) -> tuple[float, Source]:
         """Seconds of a message to the next stage, by the slowest of its ranks' links."""
@@ -240,11 +256,9 @@ class CostModel:
         for rank in range(config.num_devices):
             on[rank // width][rank // per_node] += 1
         blocks = self._slowdowns.get(config.tp) or _relative(self._slowdowns[1], config.tp)
-        deliveries = sorted(self.profile.deliveries, key=lambda e: e.active)
         return Sharing(
             slowdown=blocks,
             sync_slowdown=_relative(self._slowdowns[1], config.dp_replicate),
-            delivery_s=tuple(e.time.median_s for e in deliveries),
             ranks_on_host=tuple(tuple(row) for row in on),
         )
 

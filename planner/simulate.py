@@ -9,9 +9,8 @@ weights. The step ends with the last rank.
 Where ranks share the cores of a host (CPU training), durations are work done at the rate
 1 / slow(ranks that compute now), with the measured curve relative to one group of ranks alone. That
 is processor sharing; a waiting rank leaves its share to the others, so a bubble costs less than on
-devices that are each their own. A message to a waiting rank takes longer the more others compute,
-since the receiver must first be given a core (measured: `delivery_s`). Ranks of a tensor-parallel
-group and of data-parallel replicas run in step, so one actor stands for all ranks of a stage.
+devices that are each their own. Ranks of a tensor-parallel group and of data-parallel replicas run
+in step, so one actor stands for all ranks of a stage.
 """
 
 import heapq
@@ -53,8 +52,6 @@ class Sharing:
     """[k - 1] with k ranks of the host active, relative to one group alone; not decreasing."""
     sync_slowdown: tuple[float, ...]
     """The same for the gradient reduction, relative to its group alone."""
-    delivery_s: tuple[float, ...] = ()
-    """[k - 1]: a waiting rank has a message this much later while k others of its host compute."""
     ranks_on_host: tuple[tuple[int, ...], ...]
     """[stage][host]: ranks of the stage on that host."""
 
@@ -156,15 +153,15 @@ class _Inputs:
         self.backward: list[list[float | None]] = [[None] * num for _ in stages]
         self.forward[0] = [0.0] * num
 
-    def finish(self, action: Action, now: float, extra_s: float = 0.0) -> None:
+    def finish(self, action: Action, now: float) -> None:
         """Note the end of an action: its result is on the way to where it is needed."""
         stage, op, k = action
         if op == "F" and stage < self._last:
-            self.forward[stage + 1][k] = now + self._program.send_forward_s[stage] + extra_s
+            self.forward[stage + 1][k] = now + self._program.send_forward_s[stage]
         elif op == "F":
             self.backward[stage][k] = now
         elif stage > 0:
-            self.backward[stage - 1][k] = now + self._program.send_backward_s[stage] + extra_s
+            self.backward[stage - 1][k] = now + self._program.send_backward_s[stage]
 
 
 class _Shared:
@@ -237,17 +234,6 @@ class _Shared:
         on = self.sharing.ranks_on_host
         return [sum(on[s][h] for s in self.left) for h in range(len(on[0]))]
 
-    def _delivery_s(self, sender: int, receiver: int) -> float:
-        """Extra time of a message: the sender goes on, and the receiver waits on its own host."""
-        table, on = self.sharing.delivery_s, self.sharing.ranks_on_host
-        if not table or not 0 <= receiver < len(on):
-            return 0.0
-        busy = self._active()
-        for h, n in enumerate(on[sender]):
-            busy[h] += n
-        most = max(busy[h] for h, n in enumerate(on[receiver]) if n)
-        return table[min(most, len(table)) - 1] if most else 0.0
-
     def _advance(self) -> None:
         """To the next end of work or arrival of an input, whichever is first."""
         rates = self._rates()
@@ -267,6 +253,5 @@ class _Shared:
         row, at = self.table[rank], self.position[rank]
         self.finish[rank].append(now)
         if at < len(row):
-            receiver = rank + 1 if row[at].op == "F" else rank - 1
-            self.inputs.finish(row[at], now, self._delivery_s(rank, receiver))
+            self.inputs.finish(row[at], now)
         self.position[rank] += 1

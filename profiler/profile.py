@@ -6,8 +6,7 @@ repetitions with half the interquartile range as spread. Bytes of a transfer are
 tensor: what an all-reduce reduces, what an all-gather returns, what a reduce-scatter takes.
 
 A host that trains on its CPU shares its cores among its ranks. `sharing` holds the measured
-slow-down of a layer when several ranks of the host compute at once, `deliveries` how much later a
-waiting rank gets a message when others compute; an accelerator has neither.
+slow-down of a layer when several ranks of the host compute at once; an accelerator has none.
 """
 
 import dataclasses
@@ -94,12 +93,12 @@ class SharingEntry:
 
 
 @record
-class DeliveryEntry:
-    """Extra time until a waiting rank has a message while `active` others of its host compute, the
-    sender among them: on a busy host the receiver must first be given a core."""
+class ExecutorEntry:
+    """What the runtime's pipeline executor spends on an action beside its blocks: on each message
+    it sends, and on each it receives that has already arrived."""
 
-    active: Positive
-    time: Timing
+    send: Timing
+    receive: Timing
     source: Source
 
 
@@ -131,7 +130,7 @@ class Profile:
     blocks: tuple[BlockEntry, ...]
     transfers: tuple[TransferEntry, ...]
     sharing: tuple[SharingEntry, ...] = ()
-    deliveries: tuple[DeliveryEntry, ...] = ()
+    executor: ExecutorEntry | None = None
 
     def fits(self, model: ModelSpec, job: JobSpec) -> str | None:
         """None where the profile speaks of this model and job, else what differs."""

@@ -22,12 +22,13 @@ import torch
 import torch.distributed as dist
 
 from launch.runtime.profile_block import block_setup, layer_thunk
+from launch.runtime.profile_executor import measure_executor
 from profiler.measure import blocks, links, sharing
 from profiler.measure.cases import (
     BlockCase,
     Case,
     CaseResult,
-    DeliveryCase,
+    ExecutorCase,
     ProfileInputs,
     SharingCase,
     TransferCase,
@@ -95,6 +96,8 @@ class Worker:
         """Ranks that take part."""
         if isinstance(case, TransferCase):
             return case.ranks
+        if isinstance(case, ExecutorCase):
+            return (0, 1)
         return tuple(range(case.tp if isinstance(case, BlockCase) else self.world))
 
     def _measure(self, case: Case) -> CaseResult | None:
@@ -102,7 +105,7 @@ class Worker:
             return self._block(case)
         if isinstance(case, TransferCase):
             return self._transfer(case)
-        return self._sharing(case) if isinstance(case, SharingCase) else self._delivery(case)
+        return self._sharing(case) if isinstance(case, SharingCase) else self._executor()
 
     def _limits(self, case: Case) -> Limits:
         return Limits(budget_s=self.seconds[case.name])
@@ -163,18 +166,14 @@ class Worker:
 
         return sharing.Host(rank=self.rank, barrier=lambda: dist.barrier(), gather=gather)
 
-    def _layer_case(self, tp: int, position: float) -> BlockCase:
-        """The model's layer at one of the micro-batches: 0.0 the smallest, 0.5 the middle one."""
-        sizes = sorted(self.inputs.micro_batches)
-        size = sizes[int(position * len(sizes))]
-        return BlockCase(block=self.inputs.model.layer_kind, tp=tp, micro_batch=size)
-
     def _sharing(self, case: SharingCase) -> CaseResult | None:
         group = self.tp_groups.get(case.tp)
         thunk: Callable[[], object] = _nothing
         agree: Agree = bool
         if self.rank < case.active:
-            layer = self._layer_case(case.tp, 0.5)
+            sizes = sorted(self.inputs.micro_batches)
+            kind, middle = self.inputs.model.layer_kind, sizes[len(sizes) // 2]
+            layer = BlockCase(block=kind, tp=case.tp, micro_batch=middle)
             thunk = layer_thunk(layer, self.inputs, group, self.device)
             if group is not None:
                 agree = links.leader_decides(group, self.device)
@@ -182,12 +181,10 @@ class Worker:
         entry = sharing.measure_sharing(thunk, case.tp, case.active, seconds, self._host(), agree)
         return None if entry is None else CaseResult(sharing=(entry,))
 
-    def _delivery(self, case: DeliveryCase) -> CaseResult | None:
-        layer = self._layer_case(1, 0.0)
-        thunk = layer_thunk(layer, self.inputs, None, self.device, max_layers=1)
-        hidden = layer.micro_batch * self.inputs.seq_len * self.inputs.model.hidden_size
-        entry = sharing.measure_delivery(thunk, case.active, 4 * hidden, self._host())
-        return None if entry is None else CaseResult(deliveries=(entry,))
+    def _executor(self) -> CaseResult | None:
+        smallest = min(self.inputs.micro_batches)
+        entry = measure_executor(smallest, self.inputs, self.groups[2], self.device)
+        return None if entry is None else CaseResult(executor=entry)
 
 
 def _nothing() -> None:

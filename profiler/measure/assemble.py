@@ -83,5 +83,5 @@ def assemble(inputs: ProfileInputs, device: DeviceSpec, results: Iterable[CaseRe
         blocks=middle_of_passes(entry for result in found for entry in result.blocks),
         transfers=transfers,
         sharing=tuple(entry for result in found for entry in result.sharing),
-        deliveries=tuple(entry for result in found for entry in result.deliveries),
+        executor=next((result.executor for result in found if result.executor), None),
     )

@@ -17,8 +17,8 @@ from profiler.job import Precision
 from profiler.model import BlockKind, ModelSpec, NotNegative, Positive
 from profiler.profile import (
     BlockEntry,
-    DeliveryEntry,
     Environment,
+    ExecutorEntry,
     SharingEntry,
     TransferEntry,
     TransferOp,
@@ -111,23 +111,21 @@ class SharingCase:
 
 
 @record
-class DeliveryCase:
-    """A rank waits for messages while `active` others compute."""
-
-    active: Positive
+class ExecutorCase:
+    """The pipeline executor between the first two ranks."""
 
     @property
     def name(self) -> str:
         """Stable name, for the journal and for people."""
-        return f"delivery {self.active}"
+        return "executor 0,1"
 
     @property
     def weight(self) -> float:
         """Share of the time budget, relative to other cases."""
-        return 6.0
+        return 2.0
 
 
-Case = BlockCase | TransferCase | SharingCase | DeliveryCase
+Case = BlockCase | TransferCase | SharingCase | ExecutorCase
 
 
 @record
@@ -138,7 +136,7 @@ class CaseResult:
     blocks: tuple[BlockEntry, ...] = ()
     transfers: tuple[TransferEntry, ...] = ()
     sharing: tuple[SharingEntry, ...] = ()
-    deliveries: tuple[DeliveryEntry, ...] = ()
+    executor: ExecutorEntry | None = None
 
 
 def check_tp_degrees(model: ModelSpec, seq_len: int, num_processes: int, tp: int) -> None:
@@ -170,6 +168,7 @@ def case_list(inputs: ProfileInputs) -> tuple[Case, ...]:
         *_transfers(inputs.num_processes),
         *_blocks(inputs, 1),
         *_sharing(inputs),
+        *([ExecutorCase()] if inputs.num_processes > 1 else []),
         *_blocks(inputs, 2),
     )
 
@@ -194,8 +193,6 @@ def _sharing(inputs: ProfileInputs) -> Iterator[Case]:
     for tp in sorted(set(inputs.tp_degrees)):
         for active in range(tp, world + 1, tp):
             yield SharingCase(tp=tp, active=active)
-    for active in range(1, world):
-        yield DeliveryCase(active=active)
 
 
 def group_sizes(world: int) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""How much ranks of one host disturb each other: slow-down of compute, delay of messages.
+"""How much ranks of one host slow each other down when they compute at the same time.
 
     slow-down(k) = throughput of one group alone / mean throughput of k ranks' groups at once
 
@@ -6,10 +6,6 @@ Rounds alternate between one group alone and all of them together, so that a dri
 touches both; the result is the median over rounds. All ranks of a round compute over the same
 window of time and only what ended inside it counts: nobody's last repetition runs on a host that
 the others have left already.
-
-The delay of a message is taken one way, from the moment a computing rank hands it over to the
-moment the waiting rank goes on, both on the host's common monotonic clock; the time of the same
-message on the idle host is taken off.
 """
 
 import time
@@ -17,17 +13,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-import torch.distributed as dist
 
-from profiler.measure.timer import no_garbage_collection, summarise
-from profiler.profile import DeliveryEntry, SharingEntry
+from profiler.measure.timer import no_garbage_collection
+from profiler.profile import SharingEntry
 
 NUM_ROUNDS = 3
 MIN_REPEATS = 5
 """Repetitions that a window holds at least, with all ranks running."""
-MESSAGES = 40
-"""Messages per measurement of a delay."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,55 +97,3 @@ def _round(
     mine = throughput(thunk, window_s, agree) if host.rank in running else 0.0
     everyone = host.gather(mine)
     return float(np.mean([everyone[r] for r in running]))
-
-
-def measure_delivery(
-    thunk: Callable[[], object], active: int, num_bytes: int, host: Host
-) -> DeliveryEntry | None:
-    """Extra delay of messages of `num_bytes` from rank 0 to rank 1 while rank 0 and `active` - 1
-    ranks from 2 on run `thunk`; called by every rank of the host. Rank 0 returns the entry."""
-    busy = _delays(thunk, {0, *range(2, active + 1)}, num_bytes, host)
-    idle = _delays(lambda: time.sleep(0.002), {0}, num_bytes, host)
-    if host.rank:
-        return None
-    usual = float(np.median(idle))
-    return DeliveryEntry(
-        active=active, time=summarise([max(0.0, d - usual) for d in busy]), source="measured"
-    )
-
-
-def _delays(
-    thunk: Callable[[], object], computing: set[int], num_bytes: int, host: Host
-) -> list[float]:
-    """One-way times of the messages, on every rank."""
-    payload = torch.zeros(num_bytes // 4)
-    stamps = torch.zeros(MESSAGES, dtype=torch.float64)
-    host.barrier()
-    if host.rank == 0:
-        pending = []
-        for i in range(MESSAGES):
-            thunk()
-            stamps[i] = -time.perf_counter()
-            pending.append(dist.isend(payload, 1))
-        thunk()
-        for work in pending:
-            if work is not None:
-                work.wait()
-    elif host.rank == 1:
-        for i in range(MESSAGES):
-            dist.recv(payload, 0)
-            stamps[i] = time.perf_counter()
-    elif host.rank in computing:
-        _compute_until_all_are_sent(thunk)
-    if host.rank == 0:
-        dist.send(torch.zeros(1), 1)
-    elif host.rank == 1:
-        dist.recv(torch.zeros(1), 0)
-    dist.all_reduce(stamps)
-    return [float(x) for x in stamps]
-
-
-def _compute_until_all_are_sent(thunk: Callable[[], object]) -> None:
-    """Rank 0 sends as many messages as it computes; an equal rank needs as many repetitions."""
-    for _ in range(MESSAGES + 2):
-        thunk()

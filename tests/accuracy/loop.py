@@ -184,7 +184,7 @@ def main() -> None:
     readme = ROOT / "README.md"
     before, rest = readme.read_text().split(f"{MARK}\n", 1)
     after = rest.split("<!-- end -->", 1)[1]
-    said = f"{len(LAYOUTS)} layouts of a small Llama on 4 processes of a 2-core host, predicted from\none profile"
+    said = f"{len(LAYOUTS)} layouts of a small Llama on 4 processes of one host, from one profile"
     lines = f"{said}:\n\n{summary([table_row(r) for r in results], results)}"
     readme.write_text(f"{before}{MARK}\n{lines}\n<!-- end -->{after}")
 

@@ -75,7 +75,7 @@ def test_cases_cover_blocks_pairs_groups_and_sharing() -> None:
         for case in ("tp1 mbs1", "tp1 mbs2", "tp2 mbs1", "tp2 mbs2")
     ]
     assert sum(n.startswith("p2p") for n in names) == 6  # ordered pairs of three ranks
-    assert {"all_reduce 0,1", "all_reduce 0,1,2", "sharing tp1 3", "delivery 2"} <= set(names)
+    assert {"all_reduce 0,1", "all_reduce 0,1,2", "sharing tp1 3", "executor 0,1"} <= set(names)
     assert sum(case_seconds(cases, 6.0).values()) == pytest.approx(6.0)
 
 
