@@ -20,13 +20,13 @@ lint: $(VENV)/installed
 	$(PY) tests/check_lengths.py
 
 unit: $(VENV)/installed  ## under a minute, without torch
-	$(PY) -m pytest -m "not distributed and not nightly"
+	$(PY) -m pytest -m "not distributed"
 
 distributed: $(VENV)/installed  ## real processes: parity, profile, launch
-	$(PY) -m pytest -m "distributed and not nightly" --durations=5
+	$(PY) -m pytest -m distributed --durations=5
 
 nightly: $(VENV)/installed  ## 10,000 fuzzed inputs for each reader
-	$(PY) -m pytest -m nightly
+	FUZZ_EXAMPLES=10000 $(PY) -m pytest -m fuzz
 
 accuracy: $(VENV)/installed  ## run many layouts on 4 processes, write docs/accuracy.md
 	$(PY) -m tests.accuracy.loop

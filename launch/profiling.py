@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from launch.framework.native import WORKER_ENV, torchrun
+from launch.scheduler import local
 from profiler.cluster import DeviceSpec
 from profiler.errors import UserError
 from profiler.job import Precision
@@ -87,7 +88,7 @@ def measure_profile(
         environment=environment(device),
     )
     folder = partial_folder(out)
-    with _only_one(folder) as lock:
+    with local.signals_interrupt(), _only_one(folder) as lock:
         journal = open_journal(folder, inputs, restart=restart)
         try:
             _measure(journal, inputs, lock, progress or (lambda done, total, label: None))
@@ -185,7 +186,7 @@ def _run_workers(
         _watch(process, journal, total, progress)
         return process.returncode
     finally:
-        _stop(process)
+        local.stop(process, STOP_S)
 
 
 def _watch(
@@ -203,17 +204,6 @@ def _watch(
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-def _stop(process: "subprocess.Popen[bytes]") -> None:
-    if process.poll() is not None:
-        return
-    process.terminate()
-    try:
-        process.wait(STOP_S)
-    except subprocess.TimeoutExpired:
-        process.kill()  # its workers are set to die with it
-        process.wait()
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """`meshwright profile`: measure blocks and links, or compute them from the catalogue."""
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -109,8 +110,15 @@ def _measure(
 
 def _all_degrees(model: "ModelSpec", num_processes: int, seq_len: int) -> tuple[int, ...]:
     """Tensor-parallel degrees that both the processes and the model's sizes allow."""
-    sizes = (model.num_kv_heads, model.ffn_hidden_size, model.vocab_size, seq_len, num_processes)
-    return tuple(d for d in range(1, num_processes + 1) if not any(n % d for n in sizes))
+    from profiler.measure.cases import check_tp_degrees
+
+    found = []
+    for degree in range(1, num_processes + 1):
+        if num_processes % degree == 0:
+            with contextlib.suppress(UserError):
+                check_tp_degrees(model, seq_len, num_processes, degree)
+                found.append(degree)
+    return tuple(found)
 
 
 def _print(profile: "Profile") -> None:

@@ -1,15 +1,16 @@
 """Peak tensor bytes of one step on one rank.
 
-On a CPU the peak is that of a running sum over the allocator's events (torch.profiler), on top of
-what lives from step to step; on CUDA it is `torch.cuda.max_memory_allocated`. Both count bytes of
-live tensors, not what an allocator or the system reserves.
+What lives from step to step by the sizes of its tensors, and on top of it what
+`profiler.measure.memory` sees allocated during the step: bytes of live tensors, not what an
+allocator or the system reserves.
 """
 
 from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
+
+from profiler.measure.memory import peak_bytes
 
 DEFINITION = (
     "bytes of live tensors at the peak of one step: weights, gradients and optimizer state "
@@ -29,21 +30,6 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [v for v in values if isinstance(v, Tensor)]
 
 
-def _cpu_rise(run: Callable[[], object]) -> int:
-    """Most bytes above the start at any moment of `run`."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as prof:
-        run()
-    results = prof.profiler.kineto_results if prof.profiler is not None else None
-    if results is None:
-        raise RuntimeError("the profiler kept no events")
-    events = [e for e in results.events() if e.name() == "[memory]"]
-    now = most = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        now += event.nbytes()
-        most = max(most, now)
-    return most
-
-
 def measure_step(
     run: Callable[[], object],
     *,
@@ -55,12 +41,7 @@ def measure_step(
     """Memory of `run`, a whole step that starts without gradients and with optimizer state."""
     weight_bytes = tensor_bytes(weights)
     optimizer_bytes = tensor_bytes(optimizer_tensors(optimizer))
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        run()
-        peak = torch.cuda.max_memory_allocated(device)
-    else:
-        peak = weight_bytes + optimizer_bytes + buffer_bytes + _cpu_rise(run)
+    peak = weight_bytes + optimizer_bytes + buffer_bytes + peak_bytes(run, device)
     rest = peak - 2 * weight_bytes - optimizer_bytes - buffer_bytes
     return {
         "weight_bytes": weight_bytes,

@@ -7,7 +7,6 @@ says so and goes on; in a group its peers hang in a collective, so it writes the
 leaves, and the supervisor starts all ranks again.
 """
 
-import ctypes
 import gc
 import os
 import resource
@@ -23,6 +22,7 @@ import torch.distributed as dist
 
 from launch.runtime.profile_block import block_setup, layer_thunk
 from launch.runtime.profile_executor import measure_executor
+from launch.scheduler.orphans import end_with_parent
 from profiler.measure import blocks, links, sharing
 from profiler.measure.cases import (
     BlockCase,
@@ -44,7 +44,6 @@ from profiler.profile import BlockEntry
 
 OOM_EXIT = 17
 _PATIENCE = timedelta(hours=12)
-_PR_SET_PDEATHSIG = 1
 
 
 class Worker:
@@ -247,7 +246,7 @@ def measure_all(journal: Journal) -> None:
 
 def main() -> None:
     """`python -m launch.runtime.profile_worker FOLDER`, under torchrun."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent(signal.SIGKILL)
     journal = Journal(Path(sys.argv[1]))
     torch.set_num_threads(1)
     device = _device()

@@ -27,8 +27,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from profiler.errors import UserError
-from profiler.model import BlockKind, ModelSpec
+from profiler.model import BlockKind
 
 
 class ReplicatedWeight(ParallelStyle):
@@ -82,20 +81,6 @@ def shard_block(block: nn.Module, kind: BlockKind, mesh_1d: DeviceMesh) -> nn.Mo
     present = {name for name, _ in block.named_modules()}
     plan = {name: style for name, style in _layer_plan().items() if name in present}
     return parallelize_module(block, mesh_1d, plan)
-
-
-def check_divisible(model: ModelSpec, seq_len: int, tp: int) -> None:
-    """Raise `UserError` where heads, widths, vocabulary or sequence do not divide by `tp`."""
-    sizes = {
-        "heads": model.num_heads,
-        "key/value heads": model.num_kv_heads,
-        "feed-forward columns": model.ffn_hidden_size,
-        "vocabulary entries": model.vocab_size,
-        "tokens of a sequence": seq_len,
-    }
-    for what, size in sizes.items():
-        if size % tp:
-            raise UserError(f"{size} {what} do not divide over tensor parallelism of {tp}")
 
 
 def loss_context(tp: int) -> AbstractContextManager[None]:

@@ -11,6 +11,7 @@ import dataclasses
 import gc
 import json
 import os
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ from launch.runtime.memory import measure_step
 from launch.runtime.mesh import Mesh, build_mesh
 from launch.runtime.record import Recorder
 from launch.runtime.trainer import StepTimes, Trainer
+from launch.scheduler.orphans import end_with_parent
 from planner.plan import FORMAT_VERSION, Plan, check_plan
 from profiler.codec import decode_artifact, read_text
 from profiler.errors import UserError
@@ -168,6 +170,7 @@ def _one_step(
 def main(argv: list[str] | None = None) -> int:
     """Exit code: 0, or 1 with `error: ...` on stderr for what the user can mend."""
     args = _arguments(argv)
+    end_with_parent(signal.SIGKILL)
     try:
         plan = _read_plan(args.plan)
         device = _device()

@@ -11,10 +11,11 @@ from launch.runtime.model import Head, Stage, init_parameters
 from launch.runtime.pipeline import Pipeline, Runner, SingleStage
 from launch.runtime.record import Recorder
 from launch.runtime.sync import GradientSync, local_parameters
-from launch.runtime.tensor import check_divisible, loss_context, shard_block, token_loss
+from launch.runtime.tensor import loss_context, shard_block, token_loss
 from planner.config import ParallelConfig, Placement
 from planner.schedules import table_of
 from profiler.job import JobSpec
+from profiler.measure.cases import check_tp_degrees
 from profiler.model import ModelSpec
 
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
@@ -68,7 +69,7 @@ class Trainer:
         device: torch.device,
         seed: int,
     ) -> None:
-        check_divisible(model, job.seq_len, config.tp)
+        check_tp_degrees(model, job.seq_len, config.num_devices, config.tp)
         num_microbatches = config.num_microbatches(job)
         self.stage = build_stage(
             model, config, placement, mesh, device=device, seed=seed,

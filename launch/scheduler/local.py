@@ -1,8 +1,8 @@
 """Run a command on this machine and stop all of it when asked.
 
 The command gets a session of its own, so that Ctrl-C at the terminal reaches only us; we pass
-SIGTERM on to torchrun, which ends its workers, and after a grace period kill what is left of the
-process group.
+SIGTERM on to torchrun, which ends its workers, and after a grace period kill it. Its workers, in
+sessions of their own, are set to end with it, and it with us.
 """
 
 import contextlib
@@ -13,8 +13,10 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from launch.framework.native import Command
+from launch.scheduler.orphans import end_with_parent
 
 GRACE_S = 20.0
 
@@ -37,7 +39,11 @@ def signals_interrupt() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def stop(process: "subprocess.Popen[str]", grace_s: float = GRACE_S) -> None:
+def _end_with_us() -> None:
+    end_with_parent(signal.SIGTERM)
+
+
+def stop(process: "subprocess.Popen[Any]", grace_s: float = GRACE_S) -> None:
     """End a process group: SIGTERM to its leader, SIGKILL to all of it after `grace_s`."""
     with contextlib.suppress(ProcessLookupError):
         process.terminate()
@@ -66,6 +72,7 @@ def run(command: Command, log: Path, on_line: Callable[[str], None]) -> int:
             text=True,
             errors="replace",
             start_new_session=True,
+            preexec_fn=_end_with_us,
         )
         try:
             assert process.stdout is not None

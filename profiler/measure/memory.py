@@ -55,20 +55,26 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
         work()
         torch.cuda.synchronize(device)
         return max(0, torch.cuda.max_memory_allocated(device) - before)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as seen:
         work()
+    live: dict[int, int] = {}
     level = peak = 0
-    for change in _allocations(recorded):
-        level += change
+    for address, num_bytes in _allocations(seen):
+        # What gloo's threads free goes unseen; it is gone when its address is handed out again.
+        level -= live.pop(address, 0)
+        if num_bytes > 0:
+            live[address] = num_bytes
+            level += num_bytes
         peak = max(peak, level)
     return peak
 
 
-def _allocations(recorded: profile) -> list[int]:
-    """Bytes allocated (positive) and freed (negative) on the CPU, in the order of time."""
+def _allocations(seen: profile) -> list[tuple[int, int]]:
+    """(address, bytes) allocated, bytes below 0: freed; on the CPU, in the order of time."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
-        recorded.export_chrome_trace(str(path))
+        seen.export_chrome_trace(str(path))
         events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
     changes = [e for e in events if e.get("name") == "[memory]" and e["args"]["Device Type"] == 0]
-    return [int(e["args"]["Bytes"]) for e in sorted(changes, key=lambda e: float(e["ts"]))]
+    changes.sort(key=lambda e: float(e["ts"]))
+    return [(int(e["args"]["Addr"]), int(e["args"]["Bytes"])) for e in changes]

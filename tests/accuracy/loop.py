@@ -17,7 +17,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "examples" / "tiny-llama" / "config.json"
-BATCH, STEPS, ROUNDS = 16, 15, 2
+BATCH, STEPS, ROUNDS = 16, 10, 2
 LAYOUTS = (
     "tp=1,pp=1,dp=4,mbs=1,recompute=none",
     "tp=1,pp=1,dp=4,mbs=2,recompute=none",

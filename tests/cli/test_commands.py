@@ -175,7 +175,7 @@ def test_dry_run_prints_the_command_and_touches_nothing(meshwright, tmp_path):
     result = meshwright("launch", "plan.json", "--dry-run")
     assert result.code == 0
     words = result.out.split()
-    assert words[:2] == ["OMP_NUM_THREADS=1", "PYTHONSAFEPATH=1"]
+    assert {"OMP_NUM_THREADS=1", "PYTHONSAFEPATH=1"} <= set(words[:4])
     assert {"torch.distributed.run", "--nproc-per-node=4", "launch.runtime.train"} <= set(words)
     assert sorted(tmp_path.iterdir()) == before
     document = json.loads(meshwright("launch", "plan.json", "--dry-run", "--json").out)

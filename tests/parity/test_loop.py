@@ -107,6 +107,13 @@ def alive(pid):
         return False
 
 
+def wait_until_gone(pids):
+    deadline = time.monotonic() + 40
+    while any(map(alive, pids)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert [pid for pid in pids if alive(pid)] == []
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_stops_all_ranks_and_leaves_a_readable_state(folder, number):
     runs = f"runs-{number.name}"
@@ -130,10 +137,7 @@ def test_an_interrupt_stops_all_ranks_and_leaves_a_readable_state(folder, number
     assert process.returncode == 130
     assert "the run was stopped after" in err
     assert "Traceback" not in err
-    deadline = time.monotonic() + 10
-    while any(map(alive, started)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert [pid for pid in started if alive(pid)] == []
+    wait_until_gone(started)
     plan = json.loads((folder / "plan.json").read_text())
     run = folder / runs / plan["id"]
     status = json.loads((run / "status.json").read_text())
@@ -142,6 +146,26 @@ def test_an_interrupt_stops_all_ranks_and_leaves_a_readable_state(folder, number
     observed = json.loads((run / "observed.json").read_text())
     assert (observed["state"], len(observed["losses"])) == ("interrupted", status["steps_done"])
     meshwright(folder, "verify", run / "plan.json", run / "observed.json", "--tolerance", 100)
+
+
+def test_ranks_end_with_a_killed_launcher(folder):
+    process = subprocess.Popen(
+        command("launch", "plan.json", "--steps", 100000, "--runs", "runs-killed"),
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        for line in process.stderr:
+            if line.startswith("step 3 "):
+                break
+        started = children(process.pid)
+    finally:
+        process.kill()
+    assert len(started) >= 3
+    process.communicate(timeout=60)
+    wait_until_gone(started)
 
 
 def test_a_rank_that_dies_fails_the_run_with_its_cause(folder):

@@ -76,7 +76,7 @@ def test_every_block_has_times_and_memory(profile: Profile) -> None:
     for entry in fine:
         assert entry.forward is not None
         assert entry.forward.median_s > 0
-        assert entry.forward.repeats >= 5
+        assert entry.forward.repeats >= 3  # in each of three passes
         assert entry.input_grad is not None
         assert (entry.input_grad.median_s > 0) == (entry.block != "embed")
         assert entry.weight_grad is not None

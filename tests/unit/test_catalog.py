@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from profiler import catalog
@@ -12,6 +12,7 @@ from profiler.catalog.load import MODEL_ALIASES, folder, load_model_file, names
 from profiler.codec import parse
 from profiler.errors import UserError
 from profiler.huggingface import FAMILIES, ConfigFile
+from tests.fuzz import fuzz
 
 LAB = """\
 name: lab
@@ -326,7 +327,7 @@ def test_what_resolves_to_no_model() -> None:
     assert str(caught.value.hint).endswith("; or give a folder with a `config.json`")
 
 
-@settings(max_examples=150, deadline=None)
+@fuzz
 @given(text=st.text(max_size=300) | st.just("x" * 5000))
 def test_resolving_any_text_gives_a_user_error(text: str) -> None:
     known = {*names("model"), *MODEL_ALIASES}
@@ -341,7 +342,7 @@ WORDS = st.sampled_from(
 ) | st.text(max_size=6)
 
 
-@settings(max_examples=300, deadline=None)
+@fuzz
 @given(
     base=st.sampled_from([LAB, OWN]), changes=st.lists(st.tuples(st.integers(0, 40), WORDS)),
 )  # fmt: skip
@@ -366,7 +367,7 @@ def test_any_cluster_text_gives_a_cluster_or_a_user_error(
             assert str(error.place).startswith(place)
 
 
-@settings(max_examples=100, deadline=None)
+@fuzz
 @given(text=st.text(max_size=80))
 def test_any_text_as_a_cluster_gives_a_user_error(text: str) -> None:
     with pytest.raises(UserError):

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.plan import Plan, SearchOptions
@@ -12,6 +12,8 @@ from profiler.cluster import ClusterSpec
 from profiler.codec import canonical, decode, decode_artifact, encode, parse, to_plain
 from profiler.errors import UserError
 from profiler.job import JobSpec
+from profiler.profile import Profile
+from tests.fuzz import fuzz
 from tests.unit import facts
 
 JOB = '{"global_batch": 8,\n "seq_len": 32,\n "precision": "fp32"}'
@@ -126,21 +128,9 @@ def never_a_traceback(function, *args):
     assert "\n" not in told.message
 
 
-def fuzz_text(text):
-    for name in ("x.json", "x.yaml"):
-        never_a_traceback(decode, ClusterSpec, text, name)
-    never_a_traceback(read_plan, text)
-
-
-def fuzz_tree(tree):
-    never_a_traceback(decode, JobSpec, json.dumps(tree), "x.json")
-    never_a_traceback(read_plan, json.dumps(tree))
-
-
-def fuzz_plan(text, path, value):
-    """A valid plan with one value replaced."""
-    tree = json.loads(text)
-    node, key = tree, None
+def changed(tree, path, value):
+    """The tree with one value replaced: each step of `path` picks a child."""
+    node, parent, key = tree, tree, None
     for step in path:
         if isinstance(node, dict) and node:
             key = sorted(node)[step % len(node)]
@@ -150,34 +140,40 @@ def fuzz_plan(text, path, value):
             break
         parent, node = node, node[key]
     parent[key] = value
-    never_a_traceback(read_plan, json.dumps(tree))
+    return tree
 
 
 paths = st.lists(st.integers(0, 30), min_size=1, max_size=6)
 
 
-@settings(max_examples=200)
-@given(st.text(max_size=60))
+@fuzz
+@given(st.text(max_size=100))
 def test_any_text(text):
-    fuzz_text(text)
+    for name in ("x.json", "x.yaml"):
+        never_a_traceback(decode, ClusterSpec, text, name)
+    never_a_traceback(read_plan, text)
 
 
-@settings(max_examples=100)
+@fuzz
 @given(trees)
 def test_any_tree(tree):
-    fuzz_tree(tree)
+    never_a_traceback(decode, JobSpec, json.dumps(tree), "x.json")
+    never_a_traceback(read_plan, json.dumps(tree))
 
 
-@settings(max_examples=100, deadline=None)
+@fuzz
 @given(paths, trees)
 def test_any_change_of_a_plan(plan, path, value):
-    fuzz_plan(encode(plan), path, value)
+    never_a_traceback(read_plan, json.dumps(changed(to_plain(plan), path, value)))
 
 
-@pytest.mark.nightly
-@settings(max_examples=10_000, deadline=None)
-@given(st.text(max_size=200), trees, paths, trees)
-def test_readers_for_long(plan, text, tree, path, value):
-    fuzz_text(text)
-    fuzz_tree(tree)
-    fuzz_plan(encode(plan), path, value)
+@fuzz
+@given(paths, trees | st.sampled_from([0, 1, 3, 1e-30, 1e30, 10**6, [], {}]))
+def test_any_change_of_a_profile_is_planned_with_or_refused(plan, path, value):
+    text = json.dumps(changed(to_plain(plan.profile), path, value))
+
+    def plan_with_it():
+        profile = decode(Profile, text, "profile.json")
+        make_plan(facts.model(), facts.job(), profile, SearchOptions(pin={}, forbid={}))
+
+    never_a_traceback(plan_with_it)

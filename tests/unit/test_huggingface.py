@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from profiler.errors import UserError
 from profiler.huggingface import model_from_config, read_model
 from profiler.model import ModelSpec
+from tests.fuzz import fuzz
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -260,7 +261,7 @@ KEYS = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@fuzz
 @given(
     family=st.sampled_from(["llama", "qwen2", "qwen3", "mixtral"]),
     changes=st.dictionaries(KEYS, VALUES, max_size=4),
@@ -277,7 +278,7 @@ def test_any_content_gives_a_model_or_a_user_error(family: str, changes: dict[st
         assert (bool(error.message), error.place) == (True, "f.json")
 
 
-@settings(max_examples=100, deadline=None)
+@fuzz
 @given(tree=VALUES)
 def test_any_json_value_gives_a_model_or_a_user_error(tree: Any) -> None:
     assert error_of(tree).message

@@ -1,0 +1,15 @@
+"""Random inputs for the readers: 200 of each in the test run, 10,000 in `make nightly`."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "200"))
+
+
+def fuzz(test: Callable[..., Any]) -> Callable[..., Any]:
+    """Mark a property test as fuzzing and give it its number of examples."""
+    return pytest.mark.fuzz(settings(max_examples=EXAMPLES, deadline=None)(test))
