@@ -111,9 +111,6 @@ def _print(plan: "Plan") -> None:
 
     say(bold(render.heading(plan)))
     say(f"\n{render.considered(plan)}\n")
-    for line in render.table(plan):
+    for line in render.picture(plan):
         say(line)
-    say(f"\n{render.split_words(plan, plan.chosen).capitalize()}")
-    for line in render.memory_bars(plan):
-        say(line)
-    say(f"\n{render.proof(plan)}")
+    say(render.proof(plan))

@@ -107,6 +107,12 @@ def _bar(memory: StageMemory, capacity: int) -> str:
     return bar + "·" * (_BAR - len(bar))
 
 
+def picture(plan: Plan) -> list[str]:
+    """The table, the split and the memory of the chosen layout."""
+    split = split_words(plan, plan.chosen).capitalize()
+    return [*table(plan), "", split, *memory_bars(plan), ""]
+
+
 def split_lines(candidate: Candidate) -> list[str]:
     """Where the step goes."""
     e = candidate.estimate

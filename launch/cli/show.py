@@ -18,12 +18,9 @@ def run(plan: PlanFile, as_json: Json = False) -> None:
         return
     say(bold(render.heading(content)))
     say(f"plan {content.id}\n")
-    for line in render.table(content):
+    for line in render.picture(content):
         say(line)
-    say(f"\n{render.split_words(content, content.chosen).capitalize()}")
-    for line in render.memory_bars(content):
-        say(line)
-    say("\nA step on the mean rank")
+    say("A step on the mean rank")
     for line in render.split_lines(content.chosen):
         say(line)
     say(f"\n{render.proof(content)}\n\n{render.considered(content)}")

@@ -1,5 +1,6 @@
 """The whole loop as a user walks it, on real processes; interrupts and deaths on the way."""
 
+import contextlib
 import json
 import os
 import signal
@@ -114,63 +115,11 @@ def wait_until_gone(pids):
     assert [pid for pid in pids if alive(pid)] == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_stops_all_ranks_and_leaves_a_readable_state(folder, number):
-    runs = f"runs-{number.name}"
+@contextlib.contextmanager
+def training(folder, runs):
+    """A launch without end that has made its first steps: (process, folder of its run)."""
     process = subprocess.Popen(
         command("launch", "plan.json", "--steps", 100000, "--runs", runs),
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        for line in process.stderr:
-            if line.startswith("step 3 "):
-                break
-        started = children(process.pid)
-        assert len(started) >= 3  # torchrun and two ranks
-        os.kill(process.pid, number)
-        _, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 130
-    assert "the run was stopped after" in err
-    assert "Traceback" not in err
-    wait_until_gone(started)
-    plan = json.loads((folder / "plan.json").read_text())
-    run = folder / runs / plan["id"]
-    status = json.loads((run / "status.json").read_text())
-    assert status["state"] == "interrupted"
-    assert status["steps_done"] >= 3
-    observed = json.loads((run / "observed.json").read_text())
-    assert (observed["state"], len(observed["losses"])) == ("interrupted", status["steps_done"])
-    meshwright(folder, "verify", run / "plan.json", run / "observed.json", "--tolerance", 100)
-
-
-def test_ranks_end_with_a_killed_launcher(folder):
-    process = subprocess.Popen(
-        command("launch", "plan.json", "--steps", 100000, "--runs", "runs-killed"),
-        cwd=folder,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        for line in process.stderr:
-            if line.startswith("step 3 "):
-                break
-        started = children(process.pid)
-    finally:
-        process.kill()
-    assert len(started) >= 3
-    process.communicate(timeout=60)
-    wait_until_gone(started)
-
-
-def test_a_rank_that_dies_fails_the_run_with_its_cause(folder):
-    process = subprocess.Popen(
-        command("launch", "plan.json", "--steps", 100000, "--runs", "runs-dies"),
         cwd=folder,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -181,12 +130,43 @@ def test_a_rank_that_dies_fails_the_run_with_its_cause(folder):
             if line.startswith("step 3 "):
                 break
         plan = json.loads((folder / "plan.json").read_text())
-        run = folder / "runs-dies" / plan["id"]
+        yield process, folder / runs / plan["id"]
+    finally:
+        process.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_stops_all_ranks_and_leaves_a_readable_state(folder, number):
+    with training(folder, f"runs-{number.name}") as (process, run):
+        started = children(process.pid)
+        assert len(started) >= 3  # torchrun and two ranks
+        os.kill(process.pid, number)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the run was stopped after" in err
+    assert "Traceback" not in err
+    wait_until_gone(started)
+    status = json.loads((run / "status.json").read_text())
+    assert status["state"] == "interrupted"
+    assert status["steps_done"] >= 3
+    observed = json.loads((run / "observed.json").read_text())
+    assert (observed["state"], len(observed["losses"])) == ("interrupted", status["steps_done"])
+    meshwright(folder, "verify", run / "plan.json", run / "observed.json", "--tolerance", 100)
+
+
+def test_ranks_end_with_a_killed_launcher(folder):
+    with training(folder, "runs-killed") as (process, _):
+        started = children(process.pid)
+    assert len(started) >= 3
+    process.communicate(timeout=60)
+    wait_until_gone(started)
+
+
+def test_a_rank_that_dies_fails_the_run_with_its_cause(folder):
+    with training(folder, "runs-dies") as (process, run):
         header = (run / "ranks" / "rank-00001.jsonl").read_text().splitlines()[0]
         os.kill(json.loads(header)["pid"], signal.SIGKILL)
         _, err = process.communicate(timeout=120)
-    finally:
-        process.kill()
     assert process.returncode == 1
     assert "error: the run failed: " in err
     assert json.loads((run / "status.json").read_text())["state"] == "failed"
