@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python -P
 export OMP_NUM_THREADS = 1
 
-.PHONY: demo test lint unit distributed nightly accuracy bench docs wheel clean
+.PHONY: demo test lint unit distributed nightly accuracy bench wheel clean
 
 demo: $(VENV)/installed  ## profile this machine, plan, launch, verify
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/tiny-llama/demo.sh

@@ -6,7 +6,6 @@ was sent, idle before that. Gradient reduction is collective, the optimizer comp
 step idle.
 """
 
-from planner.config import ParallelConfig
 from planner.cost import CostModel, Prepared
 from planner.plan import Candidate, Estimate, StageEstimate
 from planner.simulate import Timeline, simulate
@@ -54,10 +53,11 @@ def _stage(prepared: Prepared, timeline: Timeline, s: int) -> StageEstimate:
         "B": _share(prepared.backward_collective_s[s], program.backward_s[s]),
     }
     compute = p2p = collective = idle = free = 0.0
+    sent = _sent(timeline, s)
     row = zip(timeline.table[s], timeline.start[s], timeline.end[s], strict=True)
     for action, start, end in row:
-        sent = _sent_at(prepared.config, timeline, s, action.op, action.micro_batch)
-        moving = max(0.0, start - max(free, sent)) if sent is not None else 0.0
+        ready = sent.get((action.op, action.micro_batch))
+        moving = max(0.0, start - max(free, ready)) if ready is not None else 0.0
         p2p += moving
         idle += start - free - moving
         collective += (end - start) * talk[action.op]
@@ -76,11 +76,11 @@ def _stage(prepared: Prepared, timeline: Timeline, s: int) -> StageEstimate:
     )
 
 
-def _sent_at(config: ParallelConfig, timeline: Timeline, s: int, op: str, k: int) -> float | None:
-    """When the neighbour finished what this action waits for; None where it waits for nobody."""
-    source = s - 1 if op == "F" else s + 1
-    if not 0 <= source < config.pp:
-        return None
-    row = timeline.table[source]
-    at = next(i for i, a in enumerate(row) if a.op == op and a.micro_batch == k)
-    return float(timeline.end[source][at])
+def _sent(timeline: Timeline, s: int) -> dict[tuple[str, int], float]:
+    """(op, micro-batch) of stage s -> when the neighbour finished what that action waits for."""
+    sent: dict[tuple[str, int], float] = {}
+    for op, source in (("F", s - 1), ("B", s + 1)):
+        if 0 <= source < len(timeline.table):
+            ends = zip(timeline.table[source], timeline.end[source], strict=True)
+            sent |= {(a.op, a.micro_batch): float(end) for a, end in ends if a.op == op}
+    return sent
