@@ -28,6 +28,8 @@ T = TypeVar("T")
 Path_ = tuple[str | int, ...]
 
 MAX_BYTES = 256 * 2**20
+_WRITERS = {"plan": "plan", "profile": "profile", "observed": "launch"}
+"""Kind of artifact -> the command that writes it."""
 _HEADER = ("format_version", "kind")
 
 
@@ -247,9 +249,7 @@ def decode_artifact(
     except UserError as e:
         place = (e.place or name).replace(name_for_parse, name, 1)
         raise UserError(e.message, hint=e.hint, place=place) from None
-    made = (
-        f"`meshwright {'plan' if kind == 'plan' else 'profile' if kind == 'profile' else 'launch'}`"
-    )
+    made = f"`meshwright {_WRITERS[kind]}`"
     if not isinstance(tree, dict) or any(not isinstance(tree.get(k), str) for k in _HEADER):
         raise UserError(f"not a Meshwright {kind} file", hint=f"{made} writes one", place=name)
     if tree["kind"] != kind:
