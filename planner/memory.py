@@ -15,8 +15,8 @@ recomputation a layer keeps its input and needs all of its activations again, on
 backward. PyTorch's pipeline stages keep one receive buffer for each micro-batch and neighbour
 (`torch.distributed.pipelining.stage`, `_create_act_recv_info`). Update holds one fp32 copy of every
 parameter: the denominators of the multi-tensor optimizer (`_multi_tensor_adamw`), or the flat
-buckets of the gradient reduction just before. Norms and routers are replicated over tp, all else
-is sharded.
+buckets of the gradient reduction just before. Norms, routers and the gates of shared experts are
+replicated over tp, all else is sharded.
 """
 
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ def local_params(model: ModelSpec, kind: BlockKind, tp: int, *, own_head: bool =
         return model.hidden_size + (model.vocab_size * model.hidden_size // tp if own_head else 0)
     replicated = 2 * model.hidden_size + (2 * model.head_dim if model.qk_norm else 0)
     if kind == "moe":
-        replicated += model.hidden_size * model.num_experts
+        replicated += model.hidden_size * (model.num_experts + model.shared_gate)
     return (model.block_params(kind) - replicated) // tp + replicated
 
 

@@ -12,8 +12,9 @@ layer
     2h/t (inputs of the two norms) + 2h (gathered inputs of the projections)
     + (2a + 2g)d/t (q, k, v, attention output) + 4f/t (gate, up, silu(gate), their product)
 
-elements with tensor parallel t; a MoE layer keeps its 4f/t for each of the token's experts, plus 2h
-each for the routed copies. Nothing here was measured: every entry says `analytic`.
+elements with tensor parallel t; a MoE layer keeps 4x/t for each of the token's experts of width x,
+plus 2h each for the routed copies, and 4y/t for shared experts of width y (h more where a gate
+scales what they give). Nothing here was measured: every entry says `analytic`.
 """
 
 from dataclasses import dataclass
@@ -88,24 +89,37 @@ def _attention(model: ModelSpec, d: _Device, tokens: float, seq: int, tp: int) -
     return _Times(products, scores, rope_and_norm, saved, saved + tokens * 2 * h)
 
 
+def _swiglu(d: _Device, tokens: float, hidden: int, width: float) -> float:
+    """Seconds of the matrix products of one SwiGLU."""
+    return d.matrix(tokens, 2 * width, hidden) + d.matrix(tokens, hidden, width)
+
+
 def _dense_ffn(model: ModelSpec, d: _Device, tokens: float, tp: int) -> _Times:
     h, f = model.hidden_size, model.ffn_hidden_size / tp
-    products = d.matrix(tokens, 2 * f, h) + d.matrix(tokens, h, f)
     passes = d.stream(4 * f * tokens) + d.stream(4 * h * tokens / tp)
     saved = tokens * (h / tp + h + 4 * f)
-    return _Times(products, 0.0, passes, saved, saved + tokens * (2 * f + h))
+    return _Times(_swiglu(d, tokens, h, f), 0.0, passes, saved, saved + tokens * (2 * f + h))
 
 
 def _moe_ffn(model: ModelSpec, d: _Device, tokens: float, tp: int) -> _Times:
     """All experts on every replica, balanced load: each gets its share of the routed tokens."""
-    h, f, e = model.hidden_size, model.ffn_hidden_size / tp, model.num_experts
+    h, x, e = model.hidden_size, model.expert_width / tp, model.num_experts
     routed = tokens * model.num_experts_per_token
-    products = d.matrix(tokens, e, h) + e * (
-        d.matrix(routed / e, 2 * f, h) + d.matrix(routed / e, h, f)
-    )
-    passes = d.stream(4 * f * routed) + d.stream(4 * h * routed) + d.stream(4 * h * tokens / tp)
-    saved = tokens * (h / tp + h + e) + routed * (2 * h + 4 * f)
-    return _Times(products, 0.0, passes, saved, saved + routed * (2 * f + h))
+    products = d.matrix(tokens, e, h) + e * _swiglu(d, routed / e, h, x)
+    passes = d.stream(4 * x * routed) + d.stream(4 * h * routed) + d.stream(4 * h * tokens / tp)
+    saved = tokens * (h / tp + h + e) + routed * (2 * h + 4 * x)
+    workspace = routed * (2 * x + h)
+    if model.shared_ffn_hidden_size:  # every token passes, then both outputs are added
+        y = model.shared_ffn_hidden_size / tp
+        products += _swiglu(d, tokens, h, y)
+        passes += d.stream(4 * y * tokens) + d.stream(3 * h * tokens)
+        saved += tokens * 4 * y
+        workspace = max(workspace, tokens * (2 * y + h))
+    if model.shared_gate:
+        products += d.matrix(tokens, 1, h)
+        passes += d.stream(2 * h * tokens)
+        saved += tokens * h
+    return _Times(products, 0.0, passes, saved, saved + workspace)
 
 
 def _head(model: ModelSpec, d: _Device, tokens: float, tp: int) -> _Times:
@@ -206,7 +220,7 @@ def analytic_profile(model: ModelSpec, job: JobSpec, cluster: ClusterSpec) -> Pr
         for tp in range(1, min(cluster.num_devices, model.num_heads) + 1)
         if model.num_heads % tp == 0 and cluster.num_devices % tp == 0
     ]
-    kinds: tuple[BlockKind, ...] = ("embed", model.layer_kind, "head")
+    kinds: tuple[BlockKind, ...] = ("embed", *model.layer_kinds, "head")
     blocks = tuple(
         _entry(kind, model, job, node, tp, micro_batch)
         for kind in kinds

@@ -174,7 +174,7 @@ def case_list(inputs: ProfileInputs) -> tuple[Case, ...]:
 
 
 def _blocks(inputs: ProfileInputs, number: int) -> Iterator[Case]:
-    kinds: tuple[BlockKind, ...] = ("embed", inputs.model.layer_kind, "head")
+    kinds: tuple[BlockKind, ...] = ("embed", *inputs.model.layer_kinds, "head")
     for tp, kind in product(sorted(set(inputs.tp_degrees)), kinds):
         for size in sorted(set(inputs.micro_batches)):
             yield BlockCase(block=kind, tp=tp, micro_batch=size, number=number)

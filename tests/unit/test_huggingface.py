@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from profiler.errors import UserError
-from profiler.huggingface import model_from_config, read_model
+from profiler.huggingface import FAMILIES, model_from_config, read_model
 from profiler.model import ModelSpec
 from tests.fuzz import fuzz
 
@@ -21,6 +21,15 @@ LLAMA: dict[str, Any] = {
     "num_hidden_layers": 2,
     "num_attention_heads": 8,
 }
+EXPERTS: dict[str, dict[str, Any]] = {
+    "qwen2_moe": {"moe_intermediate_size": 24, "shared_expert_intermediate_size": 48},
+    "qwen3_moe": {"moe_intermediate_size": 24},
+    "dots1": {
+        "moe_intermediate_size": 24, "n_routed_experts": 16, "n_shared_experts": 2,
+        "num_experts_per_tok": 3,
+    },
+}  # fmt: skip
+"""Keys without a default, by family."""
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-llama"
 
 
@@ -79,7 +88,8 @@ def test_each_family_has_its_own_traits_and_defaults() -> None:
     mixtral = read(model_type="mixtral", **heads)
     assert (mixtral.num_experts, mixtral.num_experts_per_token) == (8, 2)
     assert (mixtral.num_kv_heads, mixtral.rope_theta, mixtral.norm_eps) == (8, 1e6, 1e-5)
-    assert mixtral.layer_kind == "moe"
+    assert mixtral.layer_kinds == ("moe",)
+    assert (mixtral.norm_topk, mixtral.router_score, mixtral.expert_width) == (True, "softmax", 96)
 
 
 def test_null_key_value_heads_means_one_per_head() -> None:
@@ -155,6 +165,57 @@ def test_the_example_is_the_catalogue_model() -> None:
             "model `m`: 8 heads do not divide into 3 key/value heads",
         ),
         (
+            {"model_type": "qwen3_moe", "moe_intermediate_size": 8, "decoder_sparse_step": 2},
+            "`decoder_sparse_step` 2 (dense and MoE layers in turn) is not supported",
+        ),
+        (
+            {"model_type": "qwen2_moe", "mlp_only_layers": [1]},
+            "dense layers that are not the first ones (`mlp_only_layers`) are not supported",
+        ),
+        ({"model_type": "qwen2_moe"}, "key `moe_intermediate_size` is missing"),
+        (
+            {"model_type": "qwen2_moe", "moe_intermediate_size": 8},
+            "key `shared_expert_intermediate_size` is missing",
+        ),
+        (
+            {"model_type": "qwen2_moe", "use_sliding_window": True},
+            "sliding-window attention is not supported",
+        ),
+        (
+            {"model_type": "qwen3_moe", "attention_bias": True},
+            "`attention_bias` true (biases on q, k, v and o) is not supported",
+        ),
+        ({"model_type": "dots1"}, "key `n_routed_experts` is missing"),
+        (
+            {"model_type": "dots1", "n_routed_experts": 8},
+            "key `num_experts_per_tok` is missing",
+        ),
+        (
+            {"model_type": "dots1", "scoring_func": "softmax"},
+            "experts scored by `softmax` are not supported: only `sigmoid` is",
+        ),
+        (
+            {"model_type": "dots1", "topk_method": "group_limited_greedy"},
+            "experts chosen by `group_limited_greedy` are not supported: only `noaux_tc` is",
+        ),
+        (
+            {"model_type": "dots1", "moe_layer_freq": 2},
+            "`moe_layer_freq` 2 (dense and MoE layers in turn) is not supported",
+        ),
+        (
+            {"model_type": "dots1", **EXPERTS["dots1"], "num_key_value_heads": 8, "n_group": 3},
+            "model `m`: 16 experts in 3 groups do not make equal groups of two or more",
+        ),
+        (
+            {
+                "model_type": "dots1",
+                **EXPERTS["dots1"],
+                "num_key_value_heads": 8,
+                "first_k_dense_replace": 3,
+            },
+            "model `m`: 3 dense layers first, but only 2 layers",
+        ),
+        (
             {"model_type": "mixtral", "num_experts_per_tok": 9},
             "model `m`: 9 experts per token, but only 8 experts",
         ),
@@ -180,9 +241,10 @@ def test_a_missing_size_is_not_invented(key: str) -> None:
 def test_an_unsupported_model_type_is_named_with_the_supported_ones() -> None:
     error = error_of({**LLAMA, "model_type": "gpt2"})
     assert error.message == "model type `gpt2` is not supported"
-    assert error.hint == "supported: llama, qwen2, qwen3, mixtral"
-    error = error_of({**LLAMA, "model_type": "qwen3_moe"})
-    assert error.hint == "supported: llama, qwen2, qwen3, mixtral; did you mean `qwen3`?"
+    supported = "supported: llama, qwen2, qwen3, mixtral, qwen2_moe, qwen3_moe, dots1"
+    assert error.hint == supported
+    error = error_of({**LLAMA, "model_type": "qwen3_mo"})
+    assert error.hint == f"{supported}; did you mean `qwen3_moe`?"
     assert error_of({**LLAMA, "model_type": ["llama"]}).message == (
         "model type `['llama']` is not supported"
     )
@@ -257,19 +319,23 @@ KEYS = st.sampled_from(
         *LLAMA, "num_key_value_heads", "head_dim", "rope_theta", "rope_parameters", "layer_types",
         "sliding_window", "num_local_experts", "num_experts_per_tok", "rms_norm_eps", "hidden_act",
         "tie_word_embeddings", "attention_bias", "max_position_embeddings", "other",
+        "num_experts", "n_routed_experts", "moe_intermediate_size", "n_shared_experts", "n_group",
+        "shared_expert_intermediate_size", "decoder_sparse_step", "mlp_only_layers", "topk_group",
+        "first_k_dense_replace", "norm_topk_prob", "routed_scaling_factor", "scoring_func",
     ]
 )  # fmt: skip
 
 
 @fuzz
 @given(
-    family=st.sampled_from(["llama", "qwen2", "qwen3", "mixtral"]),
+    family=st.sampled_from(FAMILIES),
     changes=st.dictionaries(KEYS, VALUES, max_size=4),
 )
 def test_any_content_gives_a_model_or_a_user_error(family: str, changes: dict[str, Any]) -> None:
     error: UserError | None = None
     try:
-        model = model_from_config({**LLAMA, "model_type": family, **changes}, "m", "f.json")
+        tree = {**LLAMA, "model_type": family, **EXPERTS.get(family, {}), **changes}
+        model = model_from_config(tree, "m", "f.json")
     except UserError as e:
         error = e
     if error is None:

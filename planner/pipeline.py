@@ -1,0 +1,18 @@
+"""The pipeline of a layout: who has which virtual stage, and the table that its ranks execute."""
+
+from planner.config import ParallelConfig, Placement
+from planner.schedules import Table, owners, parse_table, stage_owner, table_of
+
+
+def owners_of(config: ParallelConfig, placement: Placement) -> tuple[int, ...]:
+    """Virtual stage -> pipeline rank."""
+    if config.schedule == "table":
+        return owners(parse_table(placement.table))
+    return stage_owner(config.schedule, config.pp, config.vpp)
+
+
+def table_for(config: ParallelConfig, placement: Placement, num_microbatches: int) -> Table:
+    """Actions of every pipeline rank in a step."""
+    if config.schedule == "table":
+        return parse_table(placement.table)
+    return table_of(config.schedule, config.pp, num_microbatches, config.vpp)
