@@ -63,6 +63,11 @@ class CostModel:
         self._slowdowns = _sharing_curves(profile)
         self._splits: dict[tuple[object, ...], Stages | None] = {}
 
+    def covers(self, config: ParallelConfig) -> bool:
+        """The profile reaches the layout's tensor-parallel degree and micro-batch."""
+        kinds = set(self.model.blocks)
+        return all(self.table.cost(k, config.tp, config.micro_batch) for k in kinds)
+
     def chain(self, config: ParallelConfig) -> list[BlockCost]:
         """Cost of each block of the model, recomputation included; the profile must reach (see
         space).

@@ -86,7 +86,19 @@ class Candidate:
 
     config: ParallelConfig
     placement: Placement
-    estimate: Estimate
+    estimate: Estimate | None
+    """None for a given layout that the cost model does not cover."""
+
+    @property
+    def cost(self) -> Estimate:
+        """The estimate; raises `UserError` where there is none."""
+        if self.estimate is None:
+            raise UserError(
+                f"layout `{self.config.label}` was given, and the cost model does not cover it: "
+                "the plan predicts nothing",
+                hint="`meshwright plan` without `--layout` chooses among the layouts it covers",
+            )
+        return self.estimate
 
 
 @record

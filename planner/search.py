@@ -37,7 +37,7 @@ def make_plan(model: ModelSpec, job: JobSpec, profile: Profile, options: SearchO
     sense, `stale` for a profile of something else.
     """
     check_options(options, model)
-    _check_profile(model, job, profile)
+    check_profile(model, job, profile)
     costs = CostModel(model, job, profile)
     ready, counts = _prepare_all(costs, options)
     if not ready:
@@ -62,7 +62,8 @@ def make_plan(model: ModelSpec, job: JobSpec, profile: Profile, options: SearchO
     return replace(plan, id=plan_id(plan))
 
 
-def _check_profile(model: ModelSpec, job: JobSpec, profile: Profile) -> None:
+def check_profile(model: ModelSpec, job: JobSpec, profile: Profile) -> None:
+    """Raise `UserError` where the profile does not speak of this job."""
     differs = profile.fits(model, job)
     if differs:
         raise UserError(
@@ -84,7 +85,7 @@ def _prepare_all(costs: CostModel, options: SearchOptions) -> tuple[list[Prepare
     stages = pinned_stages(options)
     ready: list[Prepared] = []
     rejected: Counter[str] = Counter()
-    for config in enumerate_layouts(costs.profile.cluster.num_devices, costs.job):
+    for config in enumerate_layouts(costs.profile.cluster.num_devices, costs.job, costs.model):
         rule = first_broken(config, facts)
         prepared = None if rule else costs.prepare(config, stages)
         if rule:
@@ -113,11 +114,11 @@ def _simulate(costs: CostModel, ready: list[Prepared], num: int) -> tuple[list[C
     simulated = 0
     for prepared in sorted(ready, key=lambda p: (p.bound_s, _order(p.config))):
         # A bound and a simulated time that are equal in theory may differ in their last bits.
-        if len(best) == num and prepared.bound_s > best[-1].estimate.step_s * (1 + 1e-9):
+        if len(best) == num and prepared.bound_s > best[-1].cost.step_s * (1 + 1e-9):
             break
         simulated += 1
         best.append(estimate(costs, prepared))
-        best.sort(key=lambda c: (c.estimate.step_s, _order(c.config)))
+        best.sort(key=lambda c: (c.cost.step_s, _order(c.config)))
         del best[num:]
     return best, simulated
 
@@ -152,7 +153,7 @@ def _closest(costs: CostModel) -> tuple[ParallelConfig, int]:
     """The layout that needs least memory under a split for equal memory, though it does not fit."""
     facts = Facts(costs.model, costs.job, costs.table, SearchOptions(pin={}, forbid={}))
     best: tuple[int, ParallelConfig] | None = None
-    for config in enumerate_layouts(costs.profile.cluster.num_devices, costs.job):
+    for config in enumerate_layouts(costs.profile.cluster.num_devices, costs.job, costs.model):
         if first_broken(config, facts) is None:
             needed = costs.least_peak(config)
             if best is None or needed < best[0]:

@@ -1,17 +1,18 @@
 """Which layouts there are, and which of them cannot be.
 
 The space is tp x pp x dp x micro-batch x recompute x schedule with tp * pp * dp = devices,
-micro-batch a divisor of the replica's share of the global batch. A rule is an id and a sentence; a
+micro-batch a divisor of the replica's share of the global batch; an expert is split as its layer's
+attention is (etp = tp) and stands on every replica. A rule is an id and a sentence; a
 layout is rejected by the first rule it breaks, and the search counts rejections by id.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise, product
-from typing import get_args
 
 from planner.blocks import BlockTable
 from planner.config import ParallelConfig, Recompute, ScheduleName
+from planner.layout import CONFIG_RULES, ConfigRule
 from planner.plan import SearchOptions
 from profiler.errors import UserError
 from profiler.job import JobSpec
@@ -20,6 +21,10 @@ from profiler.model import ModelSpec
 AXES = ("tp", "pp", "dp", "mbs", "recompute", "schedule", "split")
 """What `--pin` and `--forbid` speak of; `split` (layers per stage) can be pinned only."""
 
+
+RECOMPUTES: tuple[Recompute, ...] = ("none", "full")
+SCHEDULES: tuple[ScheduleName, ...] = ("gpipe", "1f1b")
+"""What the cost model covers of what the runtime can do."""
 
 MOST = 2**14
 """Micro-batches of a step; a layout with more is far from the best and long to simulate."""
@@ -75,19 +80,15 @@ def _ran_out(c: ParallelConfig, f: Facts) -> bool:
     return any(f.table.ran_out(k, c.tp, c.micro_batch) for k in set(f.model.blocks))
 
 
-def _divides(id_: str, sentence: str, size: Callable[[Facts], int]) -> Rule:
-    return Rule(id_, f"tp must divide {sentence}", lambda c, f: bool(size(f) % c.tp))
+def _of_layout(rule: ConfigRule) -> Rule:
+    return Rule(rule.id, rule.sentence, lambda c, f: rule.broken(c, f.model, f.job))
 
 
 RULES = (
     Rule("pin", "a pinned axis has another value", _pinned_away),
     Rule("forbid", "an axis has a forbidden value", _forbidden),
     Rule("split-length", "the pinned split has another number of stages", _split_length),
-    _divides("heads-tp", "the attention heads", lambda f: f.model.num_heads),
-    _divides("kv-heads-tp", "the key/value heads", lambda f: f.model.num_kv_heads),
-    _divides("ffn-tp", "the feed-forward width", lambda f: f.model.ffn_hidden_size),
-    _divides("vocab-tp", "the vocabulary", lambda f: f.model.vocab_size),
-    _divides("sequence-tp", "the sequence (sequence parallel)", lambda f: f.job.seq_len),
+    *(_of_layout(rule) for rule in CONFIG_RULES),
     Rule("micro-batches", f"a step has more than {MOST:,} micro-batches", _too_many),
     Rule("layers-pp", "every stage needs a layer", lambda c, f: c.pp > f.model.num_layers),
     Rule(
@@ -112,17 +113,15 @@ def divisors(n: int) -> list[int]:
     return small + [n // d for d in reversed(small) if d * d != n]
 
 
-def enumerate_layouts(num_devices: int, job: JobSpec) -> Iterator[ParallelConfig]:
+def enumerate_layouts(num_devices: int, job: JobSpec, model: ModelSpec) -> Iterator[ParallelConfig]:
     """Every layout whose degrees give the devices and whose batch divides, in a fixed order."""
-    recomputes: tuple[Recompute, ...] = get_args(Recompute)
-    schedules: tuple[ScheduleName, ...] = get_args(ScheduleName)
     for tp in divisors(num_devices):
         for pp in divisors(num_devices // tp):
             dp = num_devices // (tp * pp)
             if job.global_batch % dp:
                 continue
             for mbs, recompute, schedule in product(
-                divisors(job.global_batch // dp), recomputes, schedules
+                divisors(job.global_batch // dp), RECOMPUTES, SCHEDULES
             ):
                 yield ParallelConfig(
                     pp=pp,
@@ -131,6 +130,7 @@ def enumerate_layouts(num_devices: int, job: JobSpec) -> Iterator[ParallelConfig
                     micro_batch=mbs,
                     recompute=recompute,
                     schedule=schedule,
+                    etp=tp if model.num_moe_layers else 1,
                 )
 
 

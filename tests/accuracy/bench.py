@@ -43,7 +43,7 @@ def search_pair(model: str, cluster: str, batch: int) -> tuple[str, float, float
     def exhaustive() -> None:
         costs = CostModel(spec, job, profile)
         known = Facts(spec, job, costs.table, OPTIONS)
-        for config in enumerate_layouts(target.num_devices, job):
+        for config in enumerate_layouts(target.num_devices, job, spec):
             prepared = None if first_broken(config, known) else costs.prepare(config)
             if prepared and prepared.peak_bytes <= costs.capacity_bytes:
                 estimate(costs, prepared)

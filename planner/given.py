@@ -1,0 +1,136 @@
+"""A plan for a layout that the user gives, instead of one that the search finds.
+
+Its cost is estimated where the cost model covers the layout; elsewhere the plan says that there is
+no estimate. The file (YAML or JSON) holds the fields of `ParallelConfig` and `Placement`; degrees
+left out are 1, and stages left out share the blocks evenly.
+"""
+
+from itertools import pairwise
+
+from planner.config import (
+    CpMethod,
+    ExpertSlots,
+    ParallelConfig,
+    Placement,
+    Recompute,
+    ScheduleName,
+    ZeroStage,
+)
+from planner.cost import CostModel
+from planner.estimate import estimate
+from planner.layout import check_layout
+from planner.plan import Candidate, Plan, SearchCounts, SearchOptions, plan_id
+from planner.search import check_profile
+from planner.space import RECOMPUTES, SCHEDULES
+from profiler.codec import record, replace
+from profiler.errors import UserError
+from profiler.job import JobSpec
+from profiler.model import ModelSpec, NotNegative, Positive
+from profiler.profile import Profile
+
+
+@record
+class LayoutFile:
+    """Content of a layout file."""
+
+    pp: Positive = 1
+    vpp: Positive = 1
+    dp_replicate: Positive = 1
+    dp_shard: Positive = 1
+    zero: ZeroStage = 0
+    cp: Positive = 1
+    cp_method: CpMethod = "ring"
+    tp: Positive = 1
+    ep: Positive = 1
+    etp: Positive = 1
+    micro_batch: Positive = 1
+    recompute: Recompute = "none"
+    schedule: ScheduleName = "1f1b"
+    stages: tuple[tuple[NotNegative, NotNegative], ...] = ()
+    ranks: tuple[NotNegative, ...] = ()
+    interfaces: tuple[str, ...] = ()
+    recompute_layers: tuple[Recompute, ...] = ()
+    experts: tuple[ExpertSlots, ...] = ()
+    table: tuple[str, ...] = ()
+
+    @property
+    def config(self) -> ParallelConfig:
+        """Its degrees and choices."""
+        names = ParallelConfig.__dataclass_fields__
+        return ParallelConfig(**{name: getattr(self, name) for name in names})
+
+    def placement(self, model: ModelSpec) -> Placement:
+        """Its assignments."""
+        return Placement(
+            stages=self.stages or even_stages(len(model.blocks), self.config.num_stages),
+            ranks=self.ranks,
+            interfaces=self.interfaces,
+            recompute=self.recompute_layers,
+            experts=self.experts,
+            table=self.table,
+        )
+
+
+def even_stages(num_blocks: int, num_stages: int) -> tuple[tuple[int, int], ...]:
+    """Blocks dealt out evenly, the first stages taking one more."""
+    each, more = divmod(num_blocks, num_stages)
+    ends = [0]
+    for stage in range(num_stages):
+        ends.append(ends[-1] + each + (stage < more))
+    return tuple(pairwise(ends))
+
+
+def _is_covered(config: ParallelConfig, placement: Placement, model: ModelSpec) -> bool:
+    """The cost model speaks of the layout."""
+    plain = ParallelConfig(
+        pp=config.pp,
+        dp_replicate=config.dp_replicate,
+        tp=config.tp,
+        micro_batch=config.micro_batch,
+        recompute=config.recompute,
+        schedule=config.schedule,
+        etp=config.tp if model.num_moe_layers else 1,
+    )
+    return (
+        config == plain
+        and config.recompute in RECOMPUTES
+        and config.schedule in SCHEDULES
+        and placement == Placement(stages=placement.stages)
+        and all(end > first for first, end in placement.stages)
+    )
+
+
+def plan_for(model: ModelSpec, job: JobSpec, profile: Profile, layout: LayoutFile) -> Plan:
+    """The plan of one given layout. Pure: equal inputs, equal plan.
+
+    Raises `UserError` for a layout that cannot be, or needs other devices than there are.
+    """
+    check_profile(model, job, profile)
+    config, placement = layout.config, layout.placement(model)
+    check_layout(model, job, config, placement)
+    if config.num_devices != profile.cluster.num_devices:
+        raise UserError(
+            f"layout `{config.label}` needs {config.num_devices} devices, "
+            f"cluster `{profile.cluster.name}` has {profile.cluster.num_devices}",
+            hint="pp * dp_replicate * dp_shard * cp * tp is the number of devices",
+        )
+    chosen = Candidate(config=config, placement=placement, estimate=None)
+    if _is_covered(config, placement, model):
+        costs = CostModel(model, job, profile)
+        if costs.covers(config):
+            prepared = costs.prepare(config, placement.stages)
+            chosen = chosen if prepared is None else estimate(costs, prepared)
+    plan = Plan(
+        id="",
+        model=model,
+        job=job,
+        cluster=profile.cluster,
+        profile=profile,
+        options=SearchOptions(pin={}, forbid={}, top=0),
+        chosen=chosen,
+        alternatives=(),
+        counts=SearchCounts(
+            enumerated=1, rejected={}, pruned=0, simulated=int(bool(chosen.estimate))
+        ),
+    )
+    return replace(plan, id=plan_id(plan))
