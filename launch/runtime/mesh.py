@@ -1,39 +1,40 @@
-"""Where a rank sits: its coordinate, and the process group of each axis.
+"""Where a rank sits: its coordinates, and the process group of each axis.
 
-`rank = row-major(coordinate)` over `placement.axis_order`, so that ranks ascend along every axis;
-PyTorch sorts the ranks of a new group, and with any other numbering the rank inside a group would
-silently differ from the coordinate. `build_mesh` therefore checks it at start-up.
+Groups hold their ranks in coordinate order, whatever rank number the plan maps a coordinate to:
+PyTorch sorts the ranks of a new group by default, and the rank inside a group would then silently
+differ from the coordinate. `build_mesh` therefore asks for unsorted groups and checks each.
+
+Attention and dense layers see (pp, dp_replicate, dp_shard x cp, tp) as a DeviceMesh, in which
+FSDP shards over the third axis; experts see (edp, ep, etp) over the same ranks.
 """
 
 import dataclasses
+import datetime
 
+import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 
-from planner.config import Axis, ParallelConfig, Placement
+from planner.config import Axis, ExpertAxis, ParallelConfig, Placement
+from planner.grid import DATA_AXES, AnyAxis, Grid
+from planner.pipeline import owners_of
 from profiler.errors import UserError
 
-
-def axis_sizes(config: ParallelConfig, placement: Placement) -> dict[Axis, int]:
-    """Size of each axis, outermost first."""
-    sizes: dict[Axis, int] = {"pp": config.pp, "dp_replicate": config.dp_replicate, "tp": config.tp}
-    return {axis: sizes[axis] for axis in placement.axis_order}
-
-
-def coordinate_of(rank: int, sizes: dict[Axis, int]) -> dict[Axis, int]:
-    """Coordinate of a rank, row-major."""
-    coordinate: dict[Axis, int] = {}
-    for axis in reversed(sizes):
-        rank, coordinate[axis] = divmod(rank, sizes[axis])
-    return {axis: coordinate[axis] for axis in sizes}
-
-
-def rank_of(coordinate: dict[Axis, int], sizes: dict[Axis, int]) -> int:
-    """Rank of a coordinate, row-major."""
-    rank = 0
-    for axis, size in sizes.items():
-        rank = rank * size + coordinate[axis]
-    return rank
+MESH_AXES: dict[str, tuple[AnyAxis, ...]] = {
+    "pp": ("pp",),
+    "dp_replicate": ("dp_replicate",),
+    "dp_shard_cp": ("dp_shard", "cp"),
+    "tp": ("tp",),
+}
+"""Axes of the DeviceMesh, outermost first."""
+GROUP_AXES: dict[str, tuple[AnyAxis, ...]] = MESH_AXES | {
+    "cp": ("cp",),
+    "dp": DATA_AXES,
+    "edp": ("edp",),
+    "ep": ("ep",),
+    "etp": ("etp",),
+}
+"""Name of a group -> the axes along which its members differ."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,19 +42,50 @@ class Mesh:
     """This rank's place among all ranks."""
 
     rank: int
-    sizes: dict[Axis, int]
+    grid: Grid
     coordinate: dict[Axis, int]
+    expert_coordinate: dict[ExpertAxis, int]
     device_mesh: DeviceMesh
+    stages: tuple[int, ...]
+    """Virtual stages of this rank, in the order of the pipeline."""
+    groups: dict[str, dist.ProcessGroup]
+    """By the names of `GROUP_AXES`; groups of equal ranks are one group."""
     tied_group: dist.ProcessGroup | None
-    """First and last stage of this rank's (dp, tp), where it is one of the two and they differ."""
+    """Ranks that hold embedding and head of this rank's share, where they are two and this is one
+    of them."""
 
-    def group(self, axis: Axis) -> dist.ProcessGroup:
-        """Ranks that differ from this one along `axis` alone."""
-        return self.device_mesh.get_group(axis)
+    def group(self, name: str) -> dist.ProcessGroup:
+        """Group by name."""
+        return self.groups[name]
+
+    def size(self, name: str) -> int:
+        """Members of a group."""
+        return self.groups[name].size()
 
     def axis_of_group(self) -> dict[str, str]:
-        """Name of each axis's process group -> axis."""
-        return {self.group(axis).group_name: axis for axis in self.sizes}
+        """Name of a process group -> axis, for collectives that name no axis themselves."""
+        return {self.groups["tp"].group_name: "tp"}
+
+    def expert_mesh(self) -> DeviceMesh:
+        """The `edp` axis as a DeviceMesh."""
+        kind = self.device_mesh.device_type
+        return DeviceMesh.from_group(self.groups["edp"], kind, mesh_dim_names=("edp",))
+
+
+class _Groups:
+    """Makes groups on demand: of the same ranks only once, and only among their members."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[int, ...], dist.ProcessGroup] = {}
+
+    def of(self, ranks: tuple[int, ...]) -> dist.ProcessGroup:
+        """Group whose members are `ranks` in this order; this rank is one of them."""
+        if ranks not in self._made:
+            group = dist.new_group(list(ranks), sort_ranks=False, use_local_synchronization=True)
+            if tuple(dist.get_process_group_ranks(group)) != ranks:
+                raise RuntimeError(f"group {ranks} was made in another order")
+            self._made[ranks] = group
+        return self._made[ranks]
 
 
 def build_mesh(config: ParallelConfig, placement: Placement, device_type: str) -> Mesh:
@@ -67,30 +99,48 @@ def build_mesh(config: ParallelConfig, placement: Placement, device_type: str) -
             f"the plan needs {config.num_devices} processes, but {world} were started",
             hint="start it with `meshwright launch`",
         )
-    sizes = axis_sizes(config, placement)
-    device_mesh = init_device_mesh(
-        device_type, tuple(sizes.values()), mesh_dim_names=tuple(str(axis) for axis in sizes)
-    )
-    coordinate = coordinate_of(rank, sizes)
-    for axis in sizes:
-        group_rank = dist.get_rank(device_mesh.get_group(axis))
-        if group_rank != coordinate[axis]:
-            raise RuntimeError(f"rank {rank} is {group_rank} along {axis}, not {coordinate[axis]}")
+    grid = Grid(config, placement)
+    make = _Groups()
+    # All ranks go through the axes in the same order, so that members always meet.
+    groups = {name: make.of(grid.group(rank, *axes)) for name, axes in GROUP_AXES.items()}
+    owners = owners_of(config, placement)
+    coordinate = grid.coordinate(rank)
     return Mesh(
-        rank=rank, sizes=sizes, coordinate=coordinate, device_mesh=device_mesh,
-        tied_group=_tied_group(rank, sizes),
-    )  # fmt: skip
+        rank=rank,
+        grid=grid,
+        coordinate=coordinate,
+        expert_coordinate=grid.expert_coordinate(rank),
+        device_mesh=_device_mesh(grid, groups, device_type),
+        stages=tuple(s for s, owner in enumerate(owners) if owner == coordinate["pp"]),
+        groups=groups,
+        tied_group=_tied_group(grid, rank, placement, owners, make),
+    )
 
 
-def _tied_group(rank: int, sizes: dict[Axis, int]) -> dist.ProcessGroup | None:
-    """Groups {first stage, last stage}, made by all ranks in the same order."""
-    mine = None
-    if sizes["pp"] == 1:
+def _device_mesh(grid: Grid, groups: dict[str, dist.ProcessGroup], device_type: str) -> DeviceMesh:
+    ranks = grid.group(dist.get_rank(), *grid.sizes)
+    return DeviceMesh.from_group(
+        [groups[name] for name in MESH_AXES],
+        device_type,
+        mesh=torch.tensor(ranks).view([groups[name].size() for name in MESH_AXES]),
+        mesh_dim_names=tuple(MESH_AXES),
+    )
+
+
+def _tied_group(
+    grid: Grid, rank: int, placement: Placement, owners: tuple[int, ...], make: _Groups
+) -> dist.ProcessGroup | None:
+    """The pair that holds the chain's first and last block for this rank's (data, tp)."""
+    last_block = max(end for _, end in placement.stages) - 1
+    first, last = (
+        next(owners[s] for s, (a, b) in enumerate(placement.stages) if a <= block < b)
+        for block in (0, last_block)
+    )
+    coordinate = grid.coordinate(rank)
+    if first == last or coordinate["pp"] not in (first, last):
         return None
-    for first in range(dist.get_world_size()):
-        coordinate = coordinate_of(first, sizes)
-        if coordinate["pp"] == 0:
-            ranks = [first, rank_of(coordinate | {"pp": sizes["pp"] - 1}, sizes)]
-            group = dist.new_group(ranks)
-            mine = group if rank in ranks else mine
-    return mine
+    return make.of(tuple(grid.rank(coordinate | {"pp": pp}) for pp in (first, last)))
+
+
+TIMEOUT = datetime.timedelta(minutes=10)
+"""After which a collective that not every rank entered is an error."""

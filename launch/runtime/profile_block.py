@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from launch.runtime.model import build_block, init_parameters
+from launch.runtime.model import build_block
+from launch.runtime.pieces import INIT_STD, local_tensor
 from launch.runtime.record import Recorder
-from launch.runtime.sync import GradientSync, flat, in_buckets, local_parameters, local_tensor
+from launch.runtime.sync import GradientSync, Groups, flat, in_buckets, plain_held, take_grad
 from launch.runtime.tensor import loss_context, shard_block, token_loss
 from profiler.measure.blocks import BlockSetup
 from profiler.measure.cases import BlockCase, ProfileInputs
@@ -41,10 +42,12 @@ def block_setup(
 
     def build() -> nn.Module:
         block = build_block(kind, model).to(device)
-        if mesh is not None:
-            block = shard_block(block, kind, mesh)
-        init_parameters(block, f"{kind}.", seed=0)
-        return block
+        generator = torch.Generator(device).manual_seed(0)
+        with torch.no_grad():
+            for parameter in block.parameters():
+                if parameter.dim() > 1:  # norms stay at one
+                    parameter.normal_(std=INIT_STD, generator=generator)
+        return block if mesh is None else shard_block(block, kind, mesh)
 
     def forward(block: nn.Module, x: Tensor) -> Tensor:
         y: Tensor = block(x)
@@ -122,9 +125,11 @@ def _update_maker(
 
     def make(blocks: Sequence[nn.Module]) -> Callable[[], object]:
         every = nn.ModuleList(blocks)
-        weights = local_parameters(every)
-        sync = GradientSync(list(every.parameters()), recorder, tp=group, dp=None)
-        grads, _ = sync.run(None)
+        held = plain_held(every)
+        weights = [nn.Parameter(h.local) for h in held]
+        grads, _ = GradientSync(held, recorder, Groups(tp=group)).run(
+            [take_grad(h) for h in held], None
+        )
         for weight, grad in zip(weights, grads, strict=True):
             weight.grad = grad
         return torch.optim.AdamW(weights, lr=LEARNING_RATE, foreach=True).step

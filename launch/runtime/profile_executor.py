@@ -34,10 +34,11 @@ def measure_executor(
     stage = Stage(model, first, first + 1, loss=token_loss).to(device)
     recorder = Recorder()
     pipeline = Pipeline(
-        stage,
-        index,
+        {index: stage},
         table_of("gpipe", 2, NUM_MICROBATCHES),
         recorder,
+        zero=0,
+        after_backward=lambda: None,
         group=group,
         tokens=torch.zeros(micro_batch, seq, dtype=torch.long, device=device),
         activation=torch.zeros(micro_batch, seq, model.hidden_size, device=device),

@@ -171,7 +171,7 @@ class Worker:
         agree: Agree = bool
         if self.rank < case.active:
             sizes = sorted(self.inputs.micro_batches)
-            kind, middle = self.inputs.model.layer_kind, sizes[len(sizes) // 2]
+            kind, middle = self.inputs.model.layer_kinds[-1], sizes[len(sizes) // 2]
             layer = BlockCase(block=kind, tp=case.tp, micro_batch=middle)
             thunk = layer_thunk(layer, self.inputs, group, self.device)
             if group is not None:

@@ -3,8 +3,9 @@
 A collective is three moments: issued, wait begun, wait ended. DTensor issues functional
 collectives, whose wait may come much later, when an operator first touches the result; both go
 through the functions of `torch.ops._c10d_functional`, which an active recorder replaces by timed
-ones. Our own reductions are recorded by `Recorder.all_reduce`. The k-th collective of an axis is
-the same one on every rank of its group, because the ranks of a group run the same program.
+ones. Our own are started by methods of `Recorder`, which return the wait; an exchange of messages
+with neighbours counts as one collective. The k-th collective of an axis is the same one on every
+rank of its group, because the ranks of a group run the same program.
 
 Times are `time.perf_counter()`, which on Linux is CLOCK_MONOTONIC: one clock for all processes of
 a host. On an accelerator an action is timed with its device synchronised before and after;
@@ -21,6 +22,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 now = time.perf_counter
+Wait = Callable[[], None]
+"""Blocks until a collective is done."""
+
 _COLLECTIVES = (
     "all_reduce",
     "all_gather_into_tensor",
@@ -112,14 +116,60 @@ class Recorder:
 
         return call
 
-    def all_reduce(self, tensor: Tensor, group: dist.ProcessGroup, axis: str) -> Callable[[], None]:
+    def all_reduce(self, tensor: Tensor, group: dist.ProcessGroup, axis: str) -> Wait:
         """Start summing `tensor` in place over `group`; call the result to wait for it."""
+        return self._start(axis, lambda: [dist.all_reduce(tensor, group=group, async_op=True)])
+
+    def all_gather(
+        self, output: Tensor, tensor: Tensor, group: dist.ProcessGroup, axis: str
+    ) -> Wait:
+        """Start filling `output` [members * rows, ...] with the members' `tensor` [rows, ...]."""
+        return self._start(
+            axis,
+            lambda: [dist.all_gather_single(output, tensor, group=group, async_op=True)],
+        )
+
+    def reduce_scatter(
+        self, output: Tensor, tensor: Tensor, group: dist.ProcessGroup, axis: str
+    ) -> Wait:
+        """Start summing `tensor` [members * rows, ...]; `output` [rows, ...] is this member's."""
+        return self._start(
+            axis,
+            lambda: [dist.reduce_scatter_single(output, tensor, group=group, async_op=True)],
+        )
+
+    def all_to_all(
+        self,
+        output: Tensor,
+        tensor: Tensor,
+        output_splits: list[int] | None,
+        input_splits: list[int] | None,
+        group: dist.ProcessGroup,
+        axis: str,
+    ) -> Wait:
+        """Start sending `input_splits[i]` rows of `tensor` to member i, and filling `output` with
+        `output_splits[i]` rows of its; None: equal parts."""
+        return self._start(
+            axis,
+            lambda: [
+                dist.all_to_all_single(
+                    output, tensor, output_splits, input_splits, group=group, async_op=True
+                )
+            ],
+        )
+
+    def exchange(self, ops: list[dist.P2POp], axis: str) -> Wait:
+        """Start sends and receives, all of one group, as one row."""
+        return self._start(axis, lambda: dist.batch_isend_irecv(ops))
+
+    def _start(self, axis: str, issue: Callable[[], list[Any]]) -> Wait:
         row = self._open(axis, now()) if self._on else None
-        work = dist.all_reduce(tensor, group=group, async_op=True)
+        works = issue()
 
         def wait() -> None:
             begun = now()
-            work.wait()
+            for work in works:
+                work.wait()
             if row is not None:
                 row[3], row[4] = begun, now()
 

@@ -7,13 +7,15 @@ rows of o and down are sharded (Shoeybi et al. 2019, Megatron-LM). The embedding
 rows of the vocabulary, the output matrix by its columns, and the loss is taken on the sharded
 logits (`loss_parallel`).
 
-Norm weights are replicated and each rank's gradient of them is a part of a sum (`Partial`), which
-`launch.runtime.sync` takes once per step instead of once per norm and micro-batch.
+Norm and router weights are replicated and each rank's gradient of them is a part of a sum
+(`Partial`), which `launch.runtime.sync` takes once per step instead of once per norm and
+micro-batch.
 """
 
 import contextlib
 from contextlib import AbstractContextManager
 
+import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -45,30 +47,29 @@ class ReplicatedWeight(ParallelStyle):
         return module
 
 
-def _layer_plan() -> dict[str, ParallelStyle]:
+def _layer_plan(kind: BlockKind) -> dict[str, ParallelStyle]:
     sequence, whole = Shard(1), Replicate()
-    plan: dict[str, ParallelStyle] = {
-        "attention_norm": ReplicatedWeight(),
-        "attention.q_norm": ReplicatedWeight(),
-        "attention.k_norm": ReplicatedWeight(),
-        "ffn_norm": ReplicatedWeight(),
-        "attention.o": RowwiseParallel(output_layouts=sequence),
-        "ffn.down": RowwiseParallel(output_layouts=sequence),
-    }
-    for name in ("attention", "ffn"):
+    replicated = ("attention_norm", "attention.q_norm", "attention.k_norm", "ffn_norm")
+    plan: dict[str, ParallelStyle] = {name: ReplicatedWeight() for name in replicated}
+    network = "ffn"
+    if kind == "moe":
+        network = "ffn.shared"  # routed experts take the tokens as they are spread
+        plan |= {"ffn.router": ReplicatedWeight(), "ffn.shared_gate": ReplicatedWeight()}
+    for name in ("attention", network):
         plan[name] = PrepareModuleInput(
             input_layouts=(sequence,), desired_input_layouts=(whole,), use_local_output=False
         )
-    for name in ("attention.q", "attention.k", "attention.v", "ffn.gate", "ffn.up"):
-        plan[name] = ColwiseParallel()
-    return plan
+    columns = ("attention.q", "attention.k", "attention.v", f"{network}.gate", f"{network}.up")
+    plan |= {name: ColwiseParallel() for name in columns}
+    rows = ("attention.o", f"{network}.down")
+    return plan | {name: RowwiseParallel(output_layouts=sequence) for name in rows}
 
 
 def shard_block(block: nn.Module, kind: BlockKind, mesh_1d: DeviceMesh) -> nn.Module:
     """Shard a block of `build_block` over a one-dimensional mesh, in place.
 
-    embed: token ids [b, s] -> [b, s/tp, h]; dense: [b, s/tp, h] -> [b, s/tp, h]; head: [b, s/tp,
-    h] -> logits as a DTensor [b, s, v] sharded over v.
+    embed: token ids [b, s] -> [b, s/tp, h]; dense, moe: [b, s/tp, h] -> [b, s/tp, h]; head:
+    [b, s/tp, h] -> logits as a DTensor [b, s, v] sharded over v.
     """
     if kind == "embed":
         style = RowwiseParallel(input_layouts=Replicate(), output_layouts=Shard(1))
@@ -79,7 +80,7 @@ def shard_block(block: nn.Module, kind: BlockKind, mesh_1d: DeviceMesh) -> nn.Mo
         )
         return parallelize_module(block, mesh_1d, {"norm": ReplicatedWeight(), "output": output})
     present = {name for name, _ in block.named_modules()}
-    plan = {name: style for name, style in _layer_plan().items() if name in present}
+    plan = {name: style for name, style in _layer_plan(kind).items() if name in present}
     return parallelize_module(block, mesh_1d, plan)
 
 
@@ -90,5 +91,7 @@ def loss_context(tp: int) -> AbstractContextManager[None]:
 
 def token_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy of targets [b, s]; logits [b, s, v] are plain or sharded over v."""
+    if logits.dtype in (torch.bfloat16, torch.float16):
+        logits = logits.float()
     loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
     return loss.to_local() if isinstance(loss, DTensor) else loss

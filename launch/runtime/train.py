@@ -1,9 +1,12 @@
 """The worker that `torchrun` starts once per device: trains what a plan says and records each step.
 
-`python -P -m launch.runtime.train --plan PLAN.json --run-dir DIR --data FILE`. Each rank appends to
-DIR/ranks/rank-NNNNN.jsonl: a header (where it sits, its memory), then one line per step, written
-outside the timed interval. Steps follow each other without a barrier. The memory step is the
-second warm-up step: by then optimizer state and receive buffers exist.
+`python -P -m launch.runtime.train --plan PLAN.json --run-dir DIR`; DIR/recipe.json says with what.
+Each rank appends to DIR/ranks/rank-NNNNN.jsonl: a header (where it sits, its memory), then one line
+per step, written outside the timed interval. Steps follow each other without a barrier. Memory is
+taken in the second step: by then optimizer state and receive buffers exist.
+
+Where torchrun starts the ranks again after a fault, they go on from the run's newest checkpoint
+that is sound, and each rank's file from there.
 """
 
 import argparse
@@ -19,45 +22,36 @@ from typing import Any, TextIO
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
-from launch.runtime.data import TextData
+from launch.checkpoints import checkpoint_root, find_checkpoint
+from launch.recipe import FILE_NAME, Recipe, read_recipe
+from launch.runtime.checkpoint import Checkpoints
+from launch.runtime.data import TokenData
+from launch.runtime.huggingface import HfWeights
 from launch.runtime.memory import measure_step
-from launch.runtime.mesh import Mesh, build_mesh
+from launch.runtime.mesh import TIMEOUT, Mesh, build_mesh
+from launch.runtime.optimizer import lr_at, make_adamw, set_lr
 from launch.runtime.record import Recorder
-from launch.runtime.trainer import StepTimes, Trainer
+from launch.runtime.trainer import StepResult, Trainer
 from launch.scheduler.orphans import end_with_parent
 from planner.plan import FORMAT_VERSION, Plan, check_plan
 from profiler.codec import decode_artifact, read_text
 from profiler.errors import UserError
 
-MEMORY_STEP = 1
+SETTLING_STEPS = 2
+"""Steps of a process that are not timed: the first sets up, in the second memory is traced."""
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="launch.runtime.train", description=__doc__)
     parser.add_argument("--plan", type=Path, required=True)
     parser.add_argument("--run-dir", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True, help="text, read byte by byte")
-    parser.add_argument("--steps", type=int, default=20, help="measured steps")
-    parser.add_argument("--warmup", type=int, default=3, help="steps before them, at least 2")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--lr", type=float, default=3e-4)
-    args = parser.parse_args(argv)
-    if args.warmup <= MEMORY_STEP:
-        parser.error(f"--warmup is at least {MEMORY_STEP + 1}")
-    return args
+    return parser.parse_args(argv)
 
 
 def _read_plan(path: Path) -> Plan:
     plan, _ = decode_artifact(Plan, read_text(path), str(path), kind="plan", version=FORMAT_VERSION)
     check_plan(plan, str(path))
-    if plan.job.precision != "fp32":
-        raise UserError(
-            f"the plan asks for {plan.job.precision}; the reference runtime trains in fp32",
-            hint="plan again with precision fp32",
-            place=str(path),
-        )
     return plan
 
 
@@ -69,6 +63,24 @@ def _device() -> torch.device:
     # More threads per process than its share of the cores slow all of them down many times.
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     return torch.device("cpu")
+
+
+def _choose_interface(plan: Plan) -> None:
+    """The network interface that the plan names for this node, before anything connects."""
+    names = plan.chosen.placement.interfaces
+    node = int(os.environ.get("GROUP_RANK", "0"))
+    if not names:
+        return
+    if node >= len(names):
+        raise UserError(f"the plan names {len(names)} interfaces, this is node {node}")
+    known = {name for _, name in socket.if_nameindex()}
+    if names[node] not in known:
+        raise UserError(
+            f"host {socket.gethostname()} has no network interface `{names[node]}`",
+            hint=f"it has {', '.join(sorted(known))}",
+        )
+    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        os.environ[variable] = names[node]
 
 
 def _header(mesh: Mesh, device: torch.device, memory: dict[str, Any]) -> dict[str, Any]:
@@ -83,88 +95,137 @@ def _header(mesh: Mesh, device: torch.device, memory: dict[str, Any]) -> dict[st
     }
 
 
-def _row(step: int, warmup: bool, loss: float | None, times: StepTimes) -> dict[str, Any]:
-    row = {"step": step, "warmup": warmup, "loss": loss}
-    return row | dataclasses.asdict(times)
-
-
 class _Log:
-    """The rank's file; lines before the header wait for it."""
+    """The rank's file: a header, then steps; steps before the header is known wait for it."""
 
-    def __init__(self, out: TextIO) -> None:
-        self._out = out
-        self._early: list[dict[str, Any]] | None = []
+    def __init__(self, path: Path, first_step: int) -> None:
+        """Keeps the header and the steps before `first_step` of an earlier attempt."""
+        kept = _rows(path)
+        self.has_header = bool(kept)
+        self._early: list[dict[str, Any]] = []
+        self._out: TextIO = path.open("w", encoding="utf-8")
+        for row in kept[:1] + [row for row in kept[1:] if row["step"] < first_step]:
+            self._write(row)
 
     def header(self, line: dict[str, Any]) -> None:
-        early, self._early = self._early or [], None
-        for row in (line, *early):
-            self.row(row)
+        self.has_header = True
+        for row in (line, *self._early):
+            self._write(row)
+        self._early = []
 
     def row(self, line: dict[str, Any]) -> None:
-        if self._early is not None:
+        if self.has_header:
+            self._write(line)
+        else:
             self._early.append(line)
-            return
+
+    def _write(self, line: dict[str, Any]) -> None:
         self._out.write(json.dumps(line) + "\n")
         self._out.flush()
 
-
-def _adamw(lr: float) -> Any:
-    return lambda weights: torch.optim.AdamW(weights, lr=lr, betas=(0.9, 0.95), foreach=True)
-
-
-def _train(args: argparse.Namespace, plan: Plan, device: torch.device) -> None:
-    config, placement = plan.chosen.config, plan.chosen.placement
-    mesh = build_mesh(config, placement, device.type)
-    recorder = Recorder(mesh.axis_of_group())
-    data = TextData(
-        args.data, plan.model, plan.job, seed=args.seed,
-        replica=mesh.coordinate["dp_replicate"], num_replicas=config.dp_replicate,
-    )  # fmt: skip
-    trainer = Trainer(
-        plan.model, plan.job, config, placement, mesh=mesh, recorder=recorder,
-        make_optimizer=_adamw(args.lr), device=device, seed=args.seed,
-    )  # fmt: skip
-    place = mesh.coordinate
-    speaks = place["pp"] == config.pp - 1 and place["dp_replicate"] == place["tp"] == 0
-    gc.freeze()  # what lives to the end need not be looked at again during steps
-    folder = args.run_dir / "ranks"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"rank-{mesh.rank:05d}.jsonl").open("w", encoding="utf-8") as out:
-        log = _Log(out)
-        for step in range(args.warmup + args.steps):
-            row, memory = _one_step(step, args.warmup, trainer, data, recorder, device)
-            if memory is not None:
-                log.header(_header(mesh, device, memory))
-            log.row(row)
-            if speaks:
-                seconds = row["end"] - row["start"]
-                print(f"step {step} loss {row['loss']:.3f} {seconds:.3f} s", flush=True)
+    def close(self) -> None:
+        self._out.close()
 
 
-def _one_step(
-    step: int, warmup: int, trainer: Trainer, data: TextData, recorder: Recorder,
-    device: torch.device,
-) -> tuple[dict[str, Any], dict[str, Any] | None]:  # fmt: skip
-    """Row of the step and, of the memory step, its memory."""
-    inputs, targets = (t.to(device) for t in data.batch(step))
-    done: list[tuple[torch.Tensor | None, StepTimes]] = []
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """Whole lines of a rank's file; none where it does not exist."""
+    rows: list[dict[str, Any]] = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:  # torn by a fault
+                break
+    return rows
 
-    def run() -> None:
-        done.append(trainer.step(inputs, targets))
 
-    memory = None
-    with recorder.active():
-        if step == MEMORY_STEP:
-            weights: list[nn.Parameter] = trainer.weights
-            memory = measure_step(
-                run, device=device, weights=list(weights), optimizer=trainer.optimizer,
-                buffer_bytes=trainer.runner.buffer_bytes,
-            )  # fmt: skip
-        else:
-            run()
-    loss, times = done[0]
-    row = _row(step, step < warmup, None if loss is None else loss.item(), times)
-    return row | recorder.drain(), memory
+class _Run:
+    """A rank's training from the first step to the last."""
+
+    def __init__(self, plan: Plan, recipe: Recipe, run_dir: Path, device: torch.device) -> None:
+        config = plan.chosen.config
+        self.plan, self.recipe, self.device = plan, recipe, device
+        self.mesh = build_mesh(config, plan.chosen.placement, device.type)
+        self.recorder = Recorder(self.mesh.axis_of_group())
+        place = self.mesh.coordinate
+        self.data = TokenData(
+            recipe.data_file, plan.model, plan.job, seed=recipe.seed,
+            replica=place["dp_replicate"] * config.dp_shard + place["dp_shard"],
+            num_replicas=config.num_replicas,
+        )  # fmt: skip
+        self.trainer = Trainer(
+            plan.model, plan.job, config, plan.chosen.placement, mesh=self.mesh,
+            recorder=self.recorder, make_optimizer=make_adamw(recipe), device=device,
+            seed=recipe.seed, clip_norm=recipe.clip_norm,
+        )  # fmt: skip
+        self.checkpoints = Checkpoints(
+            self.trainer, checkpoint_root(run_dir), keep=recipe.keep_checkpoints
+        )
+        self.attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+        self.first = self._start_state()
+        path = run_dir / "ranks" / f"rank-{self.mesh.rank:05d}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.log = _Log(path, self.first)
+        self.speaks = config.num_stages - 1 in self.mesh.stages and not any(
+            place[axis] for axis in place if axis != "pp"
+        )
+
+    def _start_state(self) -> int:
+        """Set the state to start from; steps trained by then."""
+        own = self.checkpoints.newest()
+        if own is None and self.recipe.resume_folder is not None:
+            own = find_checkpoint(self.recipe.resume_folder)
+        if own is not None:
+            step = self.checkpoints.load(own)
+            if self.mesh.rank == 0:
+                print(f"goes on after step {step - 1}, from {own}", flush=True)
+            return step
+        if self.recipe.weights_folder is not None:
+            with HfWeights(self.recipe.weights_folder, self.plan.model) as weights:
+                self.trainer.set_values(lambda name, _shape: weights.get(name))
+                self.trainer.set_buffers(weights.get)
+        return 0
+
+    def steps(self) -> None:
+        """All steps that are left; checkpoints on the way, and at the end."""
+        every, total = self.recipe.checkpoint_every, self.recipe.total_steps
+        gc.freeze()  # what lives to the end need not be looked at again during steps
+        for step in range(self.first, total):
+            self._one(step)
+            self.checkpoints.poll()
+            if every and ((step + 1) % every == 0 or step + 1 == total):
+                self.checkpoints.save(step + 1)
+        self.checkpoints.wait()
+        self.log.close()
+
+    def _one(self, step: int) -> None:
+        inputs, targets = (t.to(self.device) for t in self.data.batch(step))
+        lr = lr_at(step, self.recipe)
+        set_lr(self.trainer.optimizer, lr)
+        results: list[StepResult] = []
+
+        def run() -> None:
+            results.append(self.trainer.step(inputs, targets))
+
+        with self.recorder.active():
+            if step == self.first + SETTLING_STEPS - 1 and not self.log.has_header:
+                memory = measure_step(
+                    run, device=self.device, weights=[h.local for h in self.trainer.held],
+                    masters=list(self.trainer.weights), optimizer=self.trainer.optimizer,
+                    buffer_bytes=self.trainer.runner.buffer_bytes,
+                )  # fmt: skip
+                self.log.header(_header(self.mesh, self.device, memory))
+            else:
+                run()
+        result = results[0]
+        loss = None if result.loss is None else result.loss.item()
+        settling = step < max(self.recipe.warmup, self.first + SETTLING_STEPS)
+        row = {"step": step, "warmup": settling, "attempt": self.attempt, "loss": loss}
+        row |= {"lr": lr, "grad_norm": result.grad_norm}
+        self.log.row(row | dataclasses.asdict(result.times) | self.recorder.drain())
+        if self.speaks and loss is not None:
+            seconds = result.times.end - result.times.start
+            print(f"step {step} loss {loss:.3f} {seconds:.3f} s", flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -173,9 +234,11 @@ def main(argv: list[str] | None = None) -> int:
     end_with_parent(signal.SIGKILL)
     try:
         plan = _read_plan(args.plan)
+        recipe = read_recipe(args.run_dir / FILE_NAME)
         device = _device()
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        _train(args, plan, device)
+        _choose_interface(plan)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+        _Run(plan, recipe, args.run_dir, device).steps()
         dist.barrier()
         dist.destroy_process_group()
     except UserError as e:

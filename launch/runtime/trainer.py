@@ -1,4 +1,4 @@
-"""One rank's part of training: its stage, its groups, its optimizer, and a step of them."""
+"""One rank's part of training: its stages, its groups, its optimizer, and a step of them."""
 
 import dataclasses
 from collections.abc import Callable
@@ -6,19 +6,23 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from launch.runtime.build import build_stages
+from launch.runtime.clip import clip_
+from launch.runtime.context import sequence_index
 from launch.runtime.mesh import Mesh
-from launch.runtime.model import Head, Stage, init_parameters
+from launch.runtime.pieces import Held, fill, first_value
 from launch.runtime.pipeline import Pipeline, Runner, SingleStage
 from launch.runtime.record import Recorder
-from launch.runtime.sync import GradientSync, local_parameters
-from launch.runtime.tensor import loss_context, shard_block, token_loss
+from launch.runtime.sync import GradientSync, Groups, take_grad
+from launch.runtime.tensor import loss_context
 from planner.config import ParallelConfig, Placement
-from planner.schedules import table_of
+from planner.layout import check_layout
+from planner.pipeline import table_for
 from profiler.job import JobSpec
-from profiler.measure.cases import check_tp_degrees
 from profiler.model import ModelSpec
 
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,30 +35,23 @@ class StepTimes:
     optimizer: tuple[float, float]
 
 
-def build_stage(
-    model: ModelSpec, config: ParallelConfig, placement: Placement, mesh: Mesh, *, scale: float,
-    device: torch.device, seed: int,
-) -> Stage:  # fmt: skip
-    """This rank's blocks, sharded, with their first values; `scale` multiplies the loss."""
-    first, end = placement.stages[mesh.coordinate["pp"]]
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """What a step gave."""
 
-    def loss(logits: Tensor, targets: Tensor) -> Tensor:
-        return token_loss(logits, targets) * scale
-
-    with torch.device("meta"):
-        stage = Stage(model, first, end, recompute=config.recompute, loss=loss)
-    if config.tp > 1:
-        for name, kind in stage.kinds.items():
-            shard_block(stage.blocks[name], kind, mesh.device_mesh["tp"])
-    stage.to_empty(device=device)
-    if model.tie_embeddings:
-        stage.tie()
-    init_parameters(stage, "", seed, tied="blocks.0.weight" if model.tie_embeddings else None)
-    return stage
+    loss: Tensor | None
+    """Mean over the global batch, on the ranks that hold the head."""
+    grad_norm: float | None
+    """Before clipping, where it is clipped."""
+    times: StepTimes
 
 
 class Trainer:
-    """Builds what a rank needs and runs steps; collective: every rank of the mesh makes one."""
+    """Builds what a rank needs and runs steps; collective: every rank of the mesh makes one.
+
+    In bf16 the optimizer holds float32 masters of the weights, and gradients of micro-batches are
+    added up in float32 (Micikevicius et al. 2018, arXiv:1710.03740).
+    """
 
     def __init__(
         self,
@@ -68,62 +65,125 @@ class Trainer:
         make_optimizer: MakeOptimizer,
         device: torch.device,
         seed: int,
+        clip_norm: float = 0.0,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        check_tp_degrees(model, job.seq_len, config.num_devices, config.tp)
-        num_microbatches = config.num_microbatches(job)
-        self.stage = build_stage(
-            model, config, placement, mesh, device=device, seed=seed,
-            scale=1.0 / (num_microbatches * config.dp_replicate),
-        )  # fmt: skip
-        self.weights = local_parameters(self.stage)
+        """`clip_norm` 0: gradients are not clipped. `dtype` replaces that of the job's precision.
+
+        Raises `UserError` for a layout that cannot be.
+        """
+        check_layout(model, job, config, placement)
+        self.mesh, self._recorder, self._tp = mesh, recorder, config.tp
+        self.label = f"{config.label} {config.schedule}"
+        self._clip_norm = clip_norm
+        dtype = dtype or DTYPES[job.precision]
+        built = build_stages(
+            model, job, config, placement, mesh, recorder, device=device, dtype=dtype
+        )
+        self.stages, self.held = built.stages, built.held
+        wide = torch.promote_types(dtype, torch.float32)
+        # Weights in the optimizer's precision: the parameters' own storage where that is theirs.
+        self.weights = [nn.Parameter(h.local.to(wide)) for h in self.held]
+        self._narrow = [i for i, h in enumerate(self.held) if h.local.dtype != wide]
+        self._sums: dict[int, Tensor] = {}
+        self.set_values(lambda name, shape: first_value(name, shape, seed))
         self.optimizer = make_optimizer(self.weights)
-        self.runner = self._runner(model, job, config, mesh, recorder, device)
-        self._tp, self._recorder = config.tp, recorder
-        self._sync = GradientSync(
-            list(self.stage.parameters()), recorder,
-            tp=mesh.group("tp") if config.tp > 1 else None,
-            dp=mesh.group("dp_replicate") if config.dp_replicate > 1 else None,
-            tied=mesh.tied_group if model.tie_embeddings else None,
-            tied_index=self._tied_index(),
-        )  # fmt: skip
+        self.runner = self._runner(job, config, placement, model.hidden_size, device, dtype)
+        self._sync = GradientSync(self.held, recorder, _groups(model, config, mesh, self.held))
+        index = sequence_index(job.seq_len, config.cp, mesh.coordinate["cp"], config.cp_method)
+        self._positions = index if config.cp > 1 else None
 
     def _runner(
-        self, model: ModelSpec, job: JobSpec, config: ParallelConfig, mesh: Mesh,
-        recorder: Recorder, device: torch.device,
+        self, job: JobSpec, config: ParallelConfig, placement: Placement, hidden: int,
+        device: torch.device, dtype: torch.dtype,
     ) -> Runner:  # fmt: skip
-        table = table_of(config.schedule, config.pp, config.num_microbatches(job))
+        table = table_for(config, placement, config.num_microbatches(job))
         if config.pp == 1:
-            return SingleStage(self.stage, table, recorder)
-        b, s = config.micro_batch, job.seq_len
+            return SingleStage(self.stages[0], table, self._recorder, config.zero, self._add_up)
+        b, s = config.micro_batch, job.seq_len // config.cp
         return Pipeline(
-            self.stage, mesh.coordinate["pp"], table, recorder, group=mesh.group("pp"),
+            self.stages, table, self._recorder, zero=config.zero, after_backward=self._add_up,
+            group=self.mesh.group("pp"),
             tokens=torch.zeros(b, s, dtype=torch.long, device=device),
-            activation=torch.zeros(b, s // config.tp, model.hidden_size, device=device),
+            activation=torch.zeros(b, s // config.tp, hidden, device=device, dtype=dtype),
         )  # fmt: skip
 
-    def _tied_index(self) -> int | None:
-        """Place of the embedding's or the head's matrix among the stage's parameters."""
-        for block in self.stage.blocks.values():
-            if isinstance(block, nn.Embedding | Head):
-                own = block.weight if isinstance(block, nn.Embedding) else block.output.weight
-                return next(i for i, p in enumerate(self.stage.parameters()) if p is own)
-        return None
+    @torch.no_grad()
+    def _add_up(self) -> None:
+        """Move gradients of low precision into their float32 sums."""
+        for i in self._narrow:
+            if self.held[i].parameter.grad is not None:
+                grad = take_grad(self.held[i])
+                if i in self._sums:
+                    self._sums[i] += grad
+                else:
+                    self._sums[i] = grad.to(self.weights[i].dtype)
 
-    def step(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor | None, StepTimes]:
-        """Forward, backward, gradient sums, optimizer on this replica's samples [b, s]; the loss is
-        the mean over the global batch, on the last stage's ranks."""
+    def _gradients(self) -> list[Tensor]:
+        sums, self._sums = self._sums, {}
+        narrow = set(self._narrow)
+        return [
+            sums.get(i, torch.zeros_like(self.weights[i])) if i in narrow else take_grad(held)
+            for i, held in enumerate(self.held)
+        ]
+
+    def step(self, inputs: Tensor, targets: Tensor) -> StepResult:
+        """Forward, backward, gradient sums, clipping, optimizer on this replica's samples [b, s]
+        (whole sequences)."""
+        if self._positions is not None:
+            inputs, targets = inputs[:, self._positions], targets[:, self._positions]
         start = self._recorder.moment()
         with loss_context(self._tp):
             loss = self.runner.step(inputs, targets)
         sync_start = self._recorder.moment()
-        grads, loss = self._sync.run(loss)
+        grads, loss = self._sync.run(self._gradients(), loss)
+        norm = None
+        if self._clip_norm:
+            norm = clip_(grads, self.held, self._clip_norm, self._recorder)
         sync_end = self._recorder.moment()
         for weight, grad in zip(self.weights, grads, strict=True):
             weight.grad = grad
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.publish()
         end = self._recorder.moment()
         times = StepTimes(
             start=start, end=end, sync=(sync_start, sync_end), optimizer=(sync_end, end)
         )
-        return loss, times
+        return StepResult(loss=loss, grad_norm=norm, times=times)
+
+    def set_values(self, whole: Callable[[str, tuple[int, ...]], Tensor]) -> None:
+        """Set all weights from `whole(name, shape)`, the canonical tensors."""
+        fill(self.held, self.weights, whole)
+        self.publish()
+
+    @torch.no_grad()
+    def set_buffers(self, whole: Callable[[str], Tensor]) -> None:
+        """Set what belongs to the model and is no weight: selection biases of routers."""
+        for stage in self.stages.values():
+            for name, buffer in stage.named_buffers():
+                buffer.copy_(whole(name))
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Round the float32 masters into the weights that compute."""
+        for i in self._narrow:
+            self.held[i].local.copy_(self.weights[i])
+
+
+def _groups(model: ModelSpec, config: ParallelConfig, mesh: Mesh, held: list[Held]) -> Groups:
+    sharded = config.dp_shard > 1
+    axis = "dp_replicate" if sharded else "dp"
+
+    def of(name: str, *, needed: bool = True) -> torch.distributed.ProcessGroup | None:
+        return mesh.group(name) if needed and mesh.size(name) > 1 else None
+
+    return Groups(
+        tp=of("tp", needed=not sharded),
+        dp=of(axis),
+        dp_axis=axis,
+        loss=of("dp", needed=sharded),
+        edp=of("edp", needed=any(h.is_expert for h in held)),
+        ep=of("ep", needed=any(h.replicated for h in held)),
+        tied=mesh.tied_group if model.tie_embeddings else None,
+    )

@@ -13,6 +13,7 @@ from fork import run_ranks
 from torch import nn
 from torch.profiler import profile
 
+from launch.recipe import FILE_NAME, Recipe
 from launch.runtime.memory import measure_step
 from launch.runtime.mesh import build_mesh
 from launch.runtime.record import Recorder
@@ -81,9 +82,10 @@ def _torchrun(plan: Path, run: Path, text: Path) -> subprocess.CompletedProcess[
     command = [
         sys.executable, "-P", "-m", "torch.distributed.run", "--standalone",
         "--nproc-per-node", str(CONFIG.num_devices), "-m", "launch.runtime.train",
-        "--plan", str(plan), "--run-dir", str(run), "--data", str(text),
-        "--steps", str(NUM_STEPS), "--warmup", str(NUM_WARMUP), "--lr", "0.01",
+        "--plan", str(plan), "--run-dir", str(run),
     ]  # fmt: skip
+    recipe = Recipe(data=str(text), steps=NUM_STEPS, warmup=NUM_WARMUP, learning_rate=0.01)
+    (run / FILE_NAME).write_text(encode(recipe))
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
     return subprocess.run(command, capture_output=True, text=True, timeout=100, env=env)
 
@@ -118,7 +120,8 @@ def test_headers_say_where_a_rank_sits_and_what_memory_it_took(finished: Any) ->
     for rank, lines in enumerate(finished[1]):
         header = lines[0]
         assert header["rank"] == rank
-        assert header["coordinate"] == {"pp": rank // 2, "dp_replicate": 0, "tp": rank % 2}
+        alone = {"dp_replicate": 0, "dp_shard": 0, "cp": 0}
+        assert header["coordinate"] == {"pp": rank // 2, "tp": rank % 2} | alone
         memory = header["memory"]
         # Per stage one layer (halved matrices, whole norms) and half of one 256 x 32 matrix.
         layer = (MODEL.attention_params + MODEL.expert_params) // 2 + 2 * 32
@@ -165,8 +168,7 @@ def test_a_plan_changed_by_hand_is_refused(tmp_path: Path) -> None:
     plain = to_plain(_plan(CONFIG, PLACEMENT))
     plain["job"]["global_batch"] = 16
     (tmp_path / "plan.json").write_text(canonical(plain))
-    (tmp_path / "text.txt").write_text("x" * 100)
-    argv = ["--plan", "plan.json", "--run-dir", ".", "--data", "text.txt"]
+    argv = ["--plan", "plan.json", "--run-dir", "."]
     done = subprocess.run(
         [sys.executable, "-P", "-m", "launch.runtime.train", *argv],
         capture_output=True, text=True, timeout=60, cwd=tmp_path,
@@ -190,7 +192,7 @@ def _waits_seen() -> tuple[int, int, float, float]:
     tokens = torch.zeros(8, 32, dtype=torch.long)
     trainer.step(tokens, tokens)
     with recorder.active(), profile(acc_events=True) as prof:
-        _, times = trainer.step(tokens, tokens)
+        times = trainer.step(tokens, tokens).times
     events = {e.key: e for e in prof.key_averages()}
     names = ("all_reduce", "all_gather_into_tensor", "reduce_scatter_tensor")
     num_issued = sum(events[f"_c10d_functional::{name}"].count for name in names)
@@ -220,7 +222,14 @@ def _known_memory() -> dict[str, Any]:
         del second, third
 
     device = torch.device("cpu")
-    return measure_step(run, device=device, weights=[weight], optimizer=optimizer, buffer_bytes=500)
+    return measure_step(
+        run,
+        device=device,
+        weights=[weight],
+        masters=[weight],
+        optimizer=optimizer,
+        buffer_bytes=500,
+    )
 
 
 def test_the_peak_is_that_of_tensors_alive_at_one_moment() -> None:

@@ -1,0 +1,310 @@
+"""Training state in PyTorch's distributed checkpoints (DCP), written in the background.
+
+Every tensor is saved under its canonical name (`launch.runtime.pieces`) as boxes that the ranks
+hold: `weight/blocks.3.ffn.experts.7.gate`, and for each of them what the optimizer keeps beside it
+(`exp_avg/...`). DCP cuts and joins boxes, so a state written in one layout is read in any other. In
+bf16 the weights saved are the float32 masters.
+
+Saving copies the state, then writes it in a thread with a process group of its own while training
+goes on; the last thing is the seal (`launch.checkpoints`).
+"""
+
+import errno
+import json
+import shutil
+import socket
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import (
+    LoadPlan,
+    ReadItem,
+    TensorWriteData,
+    WriteItem,
+    WriteItemType,
+)
+from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+from torch.distributed.checkpoint.staging import AsyncStager
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save
+
+from launch.checkpoints import newest_sound, partial_folder, prune, seal
+from launch.runtime.pieces import Chunk
+from launch.runtime.trainer import Trainer
+from profiler.errors import UserError
+
+STATE = "training.json"
+Boxes = dict[str, "Box"]
+
+
+class Box:
+    """This rank's boxes of one canonical tensor, as DCP wants them (`_Checkpointable`)."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._shape = torch.Size(shape)
+        self._parts: dict[tuple[int, ...], Tensor] = {}
+
+    def add(self, offset: tuple[int, ...], part: Tensor) -> bool:
+        """Add a box; False where there is one at that offset already."""
+        return self._parts.setdefault(offset, part) is part
+
+    def size(self) -> torch.Size:
+        """Of the whole tensor."""
+        return self._shape
+
+    def copy(self) -> "Box":
+        """With storage of its own on the CPU."""
+        twin = Box(tuple(self._shape))
+        for offset, part in self._parts.items():
+            twin.add(offset, part.detach().to("cpu", copy=True).contiguous())
+        return twin
+
+    def _chunk(self, offset: tuple[int, ...]) -> ChunkStorageMetadata:
+        size = self._parts[offset].size()
+        return ChunkStorageMetadata(offsets=torch.Size(offset), sizes=size)
+
+    def __create_write_items__(self, fqn: str, _object: object) -> list[WriteItem]:
+        return [
+            WriteItem(
+                index=MetadataIndex(fqn, torch.Size(offset)),
+                type=WriteItemType.SHARD,
+                tensor_data=TensorWriteData(
+                    chunk=self._chunk(offset),
+                    properties=TensorProperties(dtype=part.dtype),
+                    size=self._shape,
+                ),
+            )
+            for offset, part in self._parts.items()
+        ]
+
+    def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
+        return [self._chunk(offset) for offset in self._parts]
+
+    def __get_tensor_shard__(self, index: MetadataIndex) -> Tensor:
+        return self._parts[tuple(index.offset or ())]
+
+
+class _SavePlanner(DefaultSavePlanner):
+    """Finds boxes, which are no tensors."""
+
+    def __init__(self) -> None:
+        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
+
+    def lookup_object(self, index: MetadataIndex) -> Tensor:
+        box: Box = self.state_dict[index.fqn]
+        return box.__get_tensor_shard__(index)
+
+
+class _LoadPlanner(DefaultLoadPlanner):
+    """Finds boxes, which are no tensors."""
+
+    def __init__(self) -> None:
+        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
+
+    def set_up_planner(
+        self, state_dict: dict[str, Any], metadata: Metadata | None = None,
+        is_coordinator: bool = False,
+    ) -> None:  # fmt: skip
+        self.state_dict, self.original_state_dict = state_dict, state_dict
+        self.metadata, self.is_coordinator = metadata, is_coordinator
+
+    def create_local_plan(self) -> LoadPlan:
+        if self.metadata is None:
+            raise ValueError("the planner was not set up")
+        items: list[ReadItem] = []
+        for name, box in self.state_dict.items():
+            saved = self.metadata.state_dict_metadata[name]
+            if not isinstance(saved, TensorStorageMetadata):
+                raise ValueError(f"`{name}` is not a tensor in the checkpoint")
+            items += create_read_items_for_chunk_list(name, saved, box.__create_chunk_list__())
+        return LoadPlan(items)
+
+    def lookup_tensor(self, index: MetadataIndex) -> Tensor:
+        box: Box = self.state_dict[index.fqn]
+        return box.__get_tensor_shard__(index)
+
+
+class _Copied(AsyncStager):
+    """The state is a copy already."""
+
+    _synchronize_after_execute = False
+
+    def stage(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        return state_dict
+
+    def synchronize_staging(self) -> None:
+        return None
+
+    def close(self) -> None:
+        return None
+
+
+def state_of(trainer: Trainer) -> tuple[Boxes, list[tuple[Tensor, Tensor]]]:
+    """Boxes by name, sharing storage with the trainer, and (source, twin) pairs of what this rank
+    holds twice: the twin is to be set after loading."""
+    boxes: Boxes = {}
+    twins: list[tuple[Tensor, Tensor]] = []
+    first: dict[tuple[str, tuple[int, ...]], Tensor] = {}
+
+    def add(kind: str, chunk: Chunk, local: Tensor) -> None:
+        name, part = f"{kind}/{chunk.name}", local[chunk.where]
+        if boxes.setdefault(name, Box(chunk.shape)).add(chunk.offset, part):
+            first[name, chunk.offset] = part
+        else:
+            twins.append((first[name, chunk.offset], part))
+
+    for held, weight in zip(trainer.held, trainer.weights, strict=True):
+        beside = trainer.optimizer.state[weight]
+        same = {k: v for k, v in beside.items() if v.shape == weight.shape and k != "step"}
+        for chunk in held.chunks:
+            add("weight", chunk, weight.detach())
+            for kind, value in same.items():
+                add(kind, chunk, value)
+    for stage in trainer.stages.values():
+        for name, buffer in stage.named_buffers():
+            box = Box(tuple(buffer.shape))
+            box.add((0,) * buffer.dim(), buffer)
+            boxes[f"buffer/{name}"] = box
+    return boxes, twins
+
+
+def ready_optimizer(trainer: Trainer, step: int) -> None:
+    """Give AdamW's state its tensors, as after `step` steps; they are to be loaded into."""
+    for weight in trainer.weights:
+        trainer.optimizer.state[weight] = {
+            "step": torch.tensor(float(step)),
+            "exp_avg": torch.zeros_like(weight),
+            "exp_avg_sq": torch.zeros_like(weight),
+        }
+
+
+class Checkpoints:
+    """Saves and loads the state of a trainer; collective: every rank makes one and calls alike."""
+
+    def __init__(self, trainer: Trainer, root: Path, *, keep: int) -> None:
+        self._trainer, self._root, self._keep = trainer, root, keep
+        self._rank = dist.get_rank()
+        self._group = dist.new_group(backend="gloo")
+        self._pool = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[None] | None = None
+
+    def save(self, step: int) -> None:
+        """Start saving the state after `step` steps; waits for the save before it."""
+        self.wait()
+        boxes, _ = state_of(self._trainer)
+        copied = {name: box.copy() for name, box in boxes.items()}
+        self._pending = self._pool.submit(self._write, copied, step)
+
+    def _write(self, copied: Boxes, step: int) -> None:
+        folder = partial_folder(self._root, step)
+        try:
+            if self._rank == 0:
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(parents=True)
+                state = {"step": step, "layout": self._trainer.label}
+                (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
+            saved = async_save(
+                copied, checkpoint_id=folder, process_group=self._group, planner=_SavePlanner(),
+                async_stager=_Copied(),
+            )  # fmt: skip
+            assert isinstance(saved, Future)
+            saved.result()
+            if self._rank == 0:
+                seal(self._root, step)
+                prune(self._root, self._keep)
+        except (OSError, CheckpointException) as e:
+            if self._rank == 0:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise _failure(e, step, self._rank, folder) from None
+
+    def poll(self) -> None:
+        """Raise `UserError` where saving in the background has failed by now."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Until what is being saved is complete on this rank."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def newest(self) -> Path | None:
+        """The newest sound checkpoint of this run, the same on every rank."""
+        found: list[Path | None] = [None]
+        if self._rank == 0:
+            found[0], damaged = newest_sound(self._root)
+            for sentence in damaged:
+                print(f"warning: {sentence}", flush=True)
+        dist.broadcast_object_list(found, src=0, group=self._group)
+        return found[0]
+
+    def load(self, folder: Path) -> int:
+        """Set the trainer's state from a checkpoint of any layout; steps trained by then."""
+        step = int(json.loads((folder / STATE).read_text(encoding="utf-8"))["step"])
+        ready_optimizer(self._trainer, step)
+        boxes, twins = state_of(self._trainer)
+        _check_names(boxes, folder)
+        load(
+            boxes, checkpoint_id=folder, process_group=self._group,
+            planner=_LoadPlanner(),
+        )  # fmt: skip
+        with torch.no_grad():
+            for source, twin in twins:
+                twin.copy_(source)
+        self._trainer.publish()
+        return step
+
+
+def _check_names(boxes: Boxes, folder: Path) -> None:
+    """Raise `UserError` where the checkpoint is of another model."""
+    known = FileSystemReader(folder).read_metadata().state_dict_metadata
+    for name, box in boxes.items():
+        saved = getattr(known.get(name), "size", None)
+        if saved != box.size():
+            was = "does not have" if saved is None else f"holds {tuple(saved)} of"
+            raise UserError(
+                f"the checkpoint {was} `{name}` {tuple(box.size())}",
+                hint="resume with a plan for the model that was trained",
+                place=str(folder),
+            )
+
+
+def _failures(error: BaseException) -> Iterator[tuple[int | None, BaseException]]:
+    """(rank or None for this one, what it could not do)."""
+    if isinstance(error, CheckpointException):
+        for rank, (wrapped, _stack) in error.failures.items():
+            yield rank, wrapped
+    else:
+        yield None, error
+
+
+def _failure(error: BaseException, step: int, rank: int, folder: Path) -> UserError:
+    """One sentence that names the rank and the cause."""
+    failed, cause = next(iter(_failures(error)), (None, error))
+    full = isinstance(cause, OSError) and cause.errno == errno.ENOSPC
+    text = str(cause) or type(cause).__name__
+    if not full and ("No space left" in text or "ENOSPC" in text or "file write failed" in text):
+        full = True
+    reason = "no space left on device" if full else text.splitlines()[0]
+    who = rank if failed is None else failed
+    return UserError(
+        f"rank {who} ({socket.gethostname()}) cannot write the checkpoint of step {step}: {reason}",
+        place=str(folder.parent),
+        kind="failed",
+        hint="free some space: the run starts again from its last complete checkpoint",
+    )

@@ -1,0 +1,255 @@
+"""ZeRO by FSDP2 (Zhao et al. 2023, arXiv:2304.11277): who keeps which part of a weight, and when.
+
+Every block is sharded over the ranks of dp_shard x cp; the routed experts of a layer, which fewer
+ranks hold, over `edp`. The stages of ZeRO differ in what is whole during a step:
+
+    1  weights and gradients; gradients are reduce-scattered once, after the last backward
+    2  weights; gradients are reduce-scattered with every micro-batch
+    3  neither: weights are gathered for each forward and each backward
+
+and the optimizer always works on the shards. Losses are scaled so that gradients need summing
+alone, so FSDP's averaging is turned off. Sums over `dp_replicate` (HSDP) are taken once per step by
+`launch.runtime.sync`.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp._fully_shard._fsdp_collectives import (
+    DefaultAllGather,
+    DefaultReduceScatter,
+)
+from torch.distributed.tensor import DTensor, Shard
+
+from launch.runtime.experts import Experts, MoE
+from launch.runtime.mesh import Mesh
+from launch.runtime.model import Layer, Stage
+from launch.runtime.pieces import Chunk, Held, chunks_of, narrow
+from launch.runtime.record import Recorder
+from planner.config import ParallelConfig, ZeroStage
+from profiler.model import ModelSpec
+
+
+class _AllGather(DefaultAllGather):
+    """FSDP's gathering of weights, seen by the recorder."""
+
+    def __init__(self, recorder: Recorder, axis: str) -> None:
+        self._recorder, self._axis = recorder, axis
+
+    def __call__(
+        self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup,
+        async_op: bool = False,
+    ) -> Any:  # fmt: skip
+        wait = self._recorder.all_gather(output_tensor, input_tensor, group, self._axis)
+        if async_op:
+            return _Work(wait)
+        wait()
+        return None
+
+
+class _ReduceScatter(DefaultReduceScatter):
+    """FSDP's sums of gradients, seen by the recorder."""
+
+    def __init__(self, recorder: Recorder, axis: str) -> None:
+        self._recorder, self._axis = recorder, axis
+
+    def __call__(
+        self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, op: Any,
+        async_op: bool = False,
+    ) -> Any:  # fmt: skip
+        if op != dist.ReduceOp.SUM:
+            raise RuntimeError(f"gradients are to be summed, not {op}")
+        wait = self._recorder.reduce_scatter(output_tensor, input_tensor, group, self._axis)
+        if async_op:
+            return _Work(wait)
+        wait()
+        return None
+
+
+class _Work:
+    """What FSDP takes for a `dist.Work`."""
+
+    def __init__(self, wait: Any) -> None:
+        self.wait = wait
+
+
+def _shard_dim(parameter: nn.Parameter, ranks: int) -> int:
+    """Dim of an expert stack [slots, a, b] that divides evenly; not the slots, of which another
+    rank may have another number."""
+    return 1 if parameter.shape[1] % ranks == 0 else 2
+
+
+def _fully_shard(
+    module: nn.Module, mesh: Any, recorder: Recorder, axis: str, zero: ZeroStage,
+    policy: MixedPrecisionPolicy, **kwargs: Any,
+) -> None:  # fmt: skip
+    fully_shard(module, mesh=mesh, reshard_after_forward=zero == 3, mp_policy=policy, **kwargs)
+    assert isinstance(module, FSDPModule)
+    module.set_gradient_divide_factor(1.0)
+    module.set_force_sum_reduction_for_comms(True)
+    module.set_custom_all_gather(_AllGather(recorder, axis))
+    module.set_custom_reduce_scatter(_ReduceScatter(recorder, axis))
+
+
+def shard_stage(
+    stage: Stage, model: ModelSpec, config: ParallelConfig, mesh: Mesh, recorder: Recorder,
+    dtype: torch.dtype, *, is_tied: bool,
+) -> list[Held]:  # fmt: skip
+    """Apply ZeRO to a stage whose parameters exist (on any device), and say what the rank holds.
+
+    `dtype` is that of computation; `is_tied`: another stage, or another block of this one, holds a
+    copy of the embedding matrix.
+    """
+    chunks = chunks_of(stage, model)
+    if config.dp_shard > 1:
+        chunks = _apply(stage, chunks, config.zero, mesh, recorder, dtype)
+    return [
+        _expert_held(stage, parameter, chunks[name], mesh, name, sharded=config.dp_shard > 1)
+        if ".ffn.experts." in name
+        else _dense_held(parameter, chunks[name], config, mesh, is_tied=is_tied)
+        for name, parameter in stage.named_parameters()
+    ]
+
+
+def _dense_held(
+    parameter: nn.Parameter, chunks: tuple[Chunk, ...], config: ParallelConfig, mesh: Mesh, *,
+    is_tied: bool,
+) -> Held:  # fmt: skip
+    is_sharded = config.dp_shard > 1
+    replicated = mesh.size("tp") > 1 and not _is_tp_sharded(parameter, mesh)
+    ranks = mesh.size("dp_replicate") if is_sharded else mesh.size("dp")
+    ranks *= mesh.size("tp") if replicated else 1
+    ranks *= 2 if is_tied and chunks and chunks[0].name == "blocks.0.weight" else 1
+    return Held(
+        parameter=parameter,
+        chunks=chunks,
+        is_expert=False,
+        holders=(ranks,) * len(chunks),
+        is_partial=replicated and not is_sharded,
+    )
+
+
+def _is_tp_sharded(parameter: nn.Parameter, mesh: Mesh) -> bool:
+    assert isinstance(parameter, DTensor)
+    groups = parameter.device_mesh.get_all_groups()
+    return any(
+        p.is_shard() and group == mesh.group("tp")
+        for p, group in zip(parameter.placements, groups, strict=True)
+    )
+
+
+def _expert_held(
+    stage: Stage, parameter: nn.Parameter, chunks: tuple[Chunk, ...], mesh: Mesh, name: str, *,
+    sharded: bool,
+) -> Held:  # fmt: skip
+    layer = stage.blocks[name.split(".")[1]]
+    assert isinstance(layer, Layer)
+    assert isinstance(layer.ffn, MoE)
+    everywhere = [e for rank in layer.ffn.place.slots.slots for e in rank]
+    is_whole = not isinstance(parameter, DTensor)
+    size = list(parameter.shape[1:])
+    if sharded and mesh.size("edp") > 1:
+        size[_shard_dim(parameter, mesh.size("edp")) - 1] //= mesh.size("edp")
+    ranks = mesh.size("edp") if is_whole else 1
+    return Held(
+        parameter=parameter,
+        chunks=chunks,
+        is_expert=True,
+        holders=tuple(ranks * everywhere.count(c.expert) for c in chunks),
+        replicated=tuple(sorted(e for e in set(everywhere) if everywhere.count(e) > 1)),
+        slot_size=tuple(size),
+    )
+
+
+def _apply(
+    stage: Stage, chunks: dict[str, tuple[Chunk, ...]], zero: ZeroStage, mesh: Mesh,
+    recorder: Recorder, dtype: torch.dtype,
+) -> dict[str, tuple[Chunk, ...]]:  # fmt: skip
+    wide = torch.promote_types(dtype, torch.float32)
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=wide)
+    group = mesh.group("dp_shard_cp")
+    flat = mesh.device_mesh["dp_shard_cp"]
+    out = dict(chunks)
+    before: nn.Module | None = None
+    for name, block in stage.blocks.items():
+        ignored: set[nn.Parameter] = set()
+        experts = getattr(getattr(block, "ffn", None), "experts", None)
+        if isinstance(experts, Experts):
+            prefix = f"blocks.{name}.ffn.experts."
+            if mesh.size("edp") > 1 and experts.ids:
+                out |= _shard_experts(experts, prefix, chunks, zero, mesh, recorder, policy)
+            else:
+                ignored = set(experts.parameters())
+        if isinstance(block, nn.Embedding):
+            block.register_forward_hook(_own_storage)
+        own = [n for n, p in block.named_parameters() if ".experts." not in f".{n}"]
+        for leaf in own:
+            full = f"blocks.{name}.{leaf}"
+            start, length = _part(chunks[full][0].size[0], group.rank(), group.size())
+            out[full] = narrow(chunks[full], 0, start, length)
+        _fully_shard(block, flat, recorder, "fsdp", zero, policy, ignored_params=ignored or None)
+        _gather_alike(block, before)
+        before = block
+    everywhere = {p for p in stage.parameters() if not isinstance(p, DTensor)}
+    _fully_shard(stage, flat, recorder, "fsdp", zero, policy, ignored_params=everywhere or None)
+    return out
+
+
+def _gather_alike(block: nn.Module, before: nn.Module | None) -> None:
+    """Gather for backward in the same order on ranks with and without experts.
+
+    FSDP fetches ahead what ran before: on most ranks the experts' backward would fetch the weights
+    of the block `before`, on one that has no experts the layer's own, with an exchange of tokens in
+    between, and the two would wait for each other. Here every rank's layer fetches both.
+    """
+    moe = block.ffn if isinstance(block, Layer) else None
+    if not isinstance(moe, MoE) or all(moe.place.slots.slots):
+        return
+    ahead: list[FSDPModule] = []
+    for module in (moe.experts, before):
+        if isinstance(module, FSDPModule):
+            ahead.append(module)
+    assert isinstance(block, FSDPModule)
+    block.set_modules_to_backward_prefetch(ahead or [block])  # itself: nothing
+    if isinstance(moe.experts, FSDPModule):
+        moe.experts.set_modules_to_backward_prefetch([moe.experts])
+
+
+def _own_storage(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+    """FSDP hooks on outputs, which must not be views; a tensor-parallel embedding's output is."""
+    return output.clone() if output._is_view() else output
+
+
+def _shard_experts(
+    experts: Experts, prefix: str, chunks: dict[str, tuple[Chunk, ...]], zero: ZeroStage,
+    mesh: Mesh, recorder: Recorder, policy: MixedPrecisionPolicy,
+) -> dict[str, tuple[Chunk, ...]]:  # fmt: skip
+    group = mesh.group("edp")
+    out = {}
+    for leaf, parameter in experts.named_parameters():
+        dim = _shard_dim(parameter, group.size())
+        start, length = _part(parameter.shape[dim], group.rank(), group.size())
+        out[prefix + leaf] = narrow(chunks[prefix + leaf], dim, start, length)
+    _fully_shard(
+        experts, mesh.expert_mesh(), recorder, "edp", zero, policy,
+        shard_placement_fn=lambda p: Shard(_shard_dim(p, group.size())),
+    )  # fmt: skip
+    return out
+
+
+def _part(size: int, rank: int, ranks: int) -> tuple[int, int]:
+    """Start and length of a rank's part of `size` rows, as `torch.chunk` deals them out."""
+    each = -(-size // ranks)
+    start = min(rank * each, size)
+    return start, min(each, size - start)
+
+
+def before_backward(stage: nn.Module, zero: ZeroStage, *, last: bool) -> None:
+    """What FSDP does in the coming backward; `last`: it is the stage's last one of the step."""
+    if isinstance(stage, FSDPModule):
+        stage.set_is_last_backward(last)
+        stage.set_requires_gradient_sync(last or zero >= 2)
+        stage.set_reshard_after_backward(last or zero == 3)
