@@ -1,13 +1,15 @@
 """Write a run's folder, run the plan in it, and collect what was measured.
 
 `runs/<plan-id>/` appears whole (built beside and renamed) and is never deleted; a second run of the
-same plan gets `<plan-id>-2`. It holds plan.json, command.sh, status.json, run.log, ranks/*.jsonl
-and, at the end, whatever the end, observed.json with the steps that all ranks finished.
+same plan gets `<plan-id>-2`. It holds plan.json, recipe.json, command.sh, status.json, run.log,
+ranks/*.jsonl and, at the end, whatever the end, observed.json with the steps that all ranks
+finished.
 """
 
+import collections
+import contextlib
 import importlib.util
 import os
-import re
 import socket
 import tempfile
 from collections.abc import Callable
@@ -15,13 +17,25 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 from launch.artifact import write_atomic
+from launch.checkpoints import find_checkpoint
 from launch.collect import collect
-from launch.framework.native import TrainOptions, check_runnable, command
+from launch.faults import first_fault
+from launch.framework.native import check_runnable, command
 from launch.observed import Observed, State
+from launch.recipe import FILE_NAME, Recipe
 from launch.scheduler import local
+from launch.tokens import open_tokens
+from launch.trace import write_trace
 from planner.plan import Plan
 from profiler.codec import encode, record
+from profiler.config_json import first_difference
 from profiler.errors import ErrorKind, UserError
+from profiler.huggingface import FILE_NAME as CONFIG_NAME
+from profiler.huggingface import read_model
+
+TAIL_LINES = 10_000
+"""Of a run's output, kept for finding what ended it."""
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 
 
 @record
@@ -71,30 +85,49 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def check_data(plan: Plan, data: Path) -> None:
-    """Raise `UserError` where the text cannot fill one sequence."""
-    try:
-        size = data.stat().st_size if data.is_file() else -1
-    except OSError:
-        size = -1
-    if size < 0:
-        raise UserError(f"no such text file: `{data}`", hint="give one with `--data FILE`")
-    if size <= plan.job.seq_len:
+def check_recipe(plan: Plan, recipe: Recipe) -> None:
+    """Raise `UserError` where the workers could not read the data, or begin with the weights or
+    the checkpoint."""
+    open_tokens(recipe.data_file, plan.model, plan.job)
+    if recipe.resume_folder is not None:
+        find_checkpoint(recipe.resume_folder)
+    folder = recipe.weights_folder
+    if folder is None:
+        return
+    if not folder.is_dir():
         raise UserError(
-            f"{size} bytes of text do not fill one sequence of {plan.job.seq_len} + 1 tokens",
-            place=str(data),
-            hint="give a longer file with `--data FILE`",
+            f"no such folder: `{folder}`",
+            hint="give a Hugging Face model folder with `--weights FOLDER`",
+        )
+    if not any((folder / name).is_file() for name in WEIGHT_FILES):
+        raise UserError(
+            f"the folder holds no `{WEIGHT_FILES[0]}` and no `{WEIGHT_FILES[1]}`",
+            hint="weights are read from safetensors files alone",
+            place=str(folder),
+        )
+    config = folder / CONFIG_NAME
+    if not config.is_file():
+        return
+    found = read_model(config)
+    field = first_difference(plan.model, found)
+    if field is not None:
+        raise UserError(
+            f"`{field}` is {getattr(found, field)} here and {getattr(plan.model, field)} "
+            f"in the model of plan `{plan.id}`",
+            hint=f"plan with this model: `meshwright plan -m {folder}`",
+            place=str(config),
         )
 
 
-def make_run_dir(plan: Plan, runs: Path) -> Path:
-    """A new folder for a run of the plan, with the plan in it."""
+def make_run_dir(plan: Plan, recipe: Recipe, runs: Path) -> Path:
+    """A new folder for a run of the plan, with the plan and the recipe in it."""
     try:
         runs.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(dir=runs, prefix=f".{plan.id}."))
         fresh.chmod(0o755)
         (fresh / "ranks").mkdir()
         (fresh / "plan.json").write_text(encode(plan), encoding="utf-8")
+        (fresh / FILE_NAME).write_text(encode(recipe), encoding="utf-8")
         for attempt in range(1, 10_000):
             target = runs / (plan.id if attempt == 1 else f"{plan.id}-{attempt}")
             if target.exists():
@@ -123,7 +156,7 @@ def check_torch() -> None:
 
 
 def launch(
-    plan: Plan, runs: Path, options: TrainOptions, on_line: Callable[[str], None]
+    plan: Plan, runs: Path, recipe: Recipe, on_line: Callable[[str], None]
 ) -> tuple[Path, Observed]:
     """Run the plan here to the end; returns the run's folder and what was observed.
 
@@ -131,30 +164,38 @@ def launch(
     folder says so and holds the finished steps.
     """
     check_torch()
-    check_data(plan, options.data)
-    run_dir = make_run_dir(plan, runs)
-    what = command(plan, run_dir, options)
+    check_recipe(plan, recipe)
+    run_dir = make_run_dir(plan, recipe, runs)
+    what = command(plan, run_dir, recipe)
     write_atomic(run_dir / "command.sh", f"#!/bin/sh\nexec env {what.text}\n")
-    _status(run_dir, plan, options, "running", 0)
+    _status(run_dir, plan, recipe, "running", 0)
     log = run_dir / "run.log"
+    tail: collections.deque[str] = collections.deque(maxlen=TAIL_LINES)
+
+    def see(line: str) -> None:
+        tail.append(line)
+        on_line(line)
+
     try:
-        code = local.run(what, log, on_line)
+        code = local.run(what, log, see)
     except KeyboardInterrupt:
-        _finish(run_dir, plan, options, "interrupted", "interrupted", "stopped")
+        _finish(run_dir, plan, recipe, "interrupted", "interrupted", "stopped")
     if code != 0:
-        _finish(run_dir, plan, options, "failed", "failed", _first_error(log) or f"status {code}")
+        _finish(run_dir, plan, recipe, "failed", "failed", first_fault(tail) or f"status {code}")
     observed = collect(plan, run_dir, "complete")
-    if observed is None or len(observed.losses) < options.total_steps:
-        _finish(run_dir, plan, options, "failed", "failed", "ranks ended without all their steps")
+    if observed is None or observed.steps_done < recipe.total_steps:
+        _finish(run_dir, plan, recipe, "failed", "failed", "ranks ended without all their steps")
     write_atomic(run_dir / "observed.json", encode(observed))
-    _status(run_dir, plan, options, "complete", len(observed.losses))
+    if recipe.trace:
+        write_trace(run_dir)
+    _status(run_dir, plan, recipe, "complete", observed.steps_done)
     return run_dir, observed
 
 
 def _status(
     run_dir: Path,
     plan: Plan,
-    options: TrainOptions,
+    recipe: Recipe,
     state: Literal["running", "complete", "interrupted", "failed"],
     done: int,
     message: str = "",
@@ -163,7 +204,7 @@ def _status(
         plan_id=plan.id,
         state=state,
         pid=os.getpid(),
-        num_steps=options.total_steps,
+        num_steps=recipe.total_steps,
         steps_done=done,
         message=message,
     )
@@ -173,34 +214,22 @@ def _status(
 def _finish(
     run_dir: Path,
     plan: Plan,
-    options: TrainOptions,
+    recipe: Recipe,
     state: State,
     kind: ErrorKind,
     message: str,
 ) -> NoReturn:
     """Keep what there is of a run that did not end well, and raise."""
     observed = collect(plan, run_dir, state)
-    done = len(observed.losses) if observed else 0
-    if observed:
-        write_atomic(run_dir / "observed.json", encode(observed))
+    done = observed.steps_done if observed else 0
     assert state != "complete"
-    _status(run_dir, plan, options, state, done, message)
+    with contextlib.suppress(UserError):  # on a full disk what ended the run matters more
+        _status(run_dir, plan, recipe, state, done, message)
+        if observed:
+            write_atomic(run_dir / "observed.json", encode(observed))
     word = "was stopped" if state == "interrupted" else f"failed: {message}"
     raise UserError(
-        f"the run {word} after {done} of {options.total_steps} steps",
+        f"the run {word} after {done} of {recipe.total_steps} steps",
         hint=f"`{run_dir}` holds its log and the finished steps",
         kind=kind,
     )
-
-
-_ERROR = re.compile(r"^(?:\[rank\d+\]:\s*)?((?:\w+\.)*\w*(?:Error|Exception)\b.*|error: .*)$")
-
-
-def _first_error(log: Path) -> str:
-    """The first exception that a rank printed: later ones are peers that lost it."""
-    with log.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            match = _ERROR.match(line.strip())
-            if match:
-                return match[1][:300]
-    return ""

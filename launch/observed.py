@@ -4,15 +4,19 @@ Components are those of the plan (`planner.plan`): compute, p2p, collective and 
 period of a rank, from the end of its last step to the end of this one. The time of a step is the
 distance between the moments at which the slowest rank finished it and the step before, so that
 steps which overlap between ranks are not counted twice.
+
+1.1 adds what has a default here, so that files of 1.0 are still read.
 """
 
+import dataclasses
 from typing import Literal
 
+from planner.plan import Ratio
 from profiler.codec import record
 from profiler.model import NotNegative
 from profiler.profile import Seconds
 
-FORMAT_VERSION = "1.0"
+FORMAT_VERSION = "1.1"
 State = Literal["complete", "interrupted", "failed"]
 
 
@@ -50,6 +54,9 @@ class RankObservation:
     host: str
     memory: MemoryObservation | None
     steps: tuple[Split, ...]
+    collective_by_axis: dict[str, Seconds] = dataclasses.field(default_factory=dict)
+    """Axis of the mesh -> its part of `collective_s`, mean over the timed steps; an axis without
+    any is left out."""
 
 
 @record
@@ -73,6 +80,21 @@ class Observed:
     device: str
     num_warmup: NotNegative
     losses: tuple[float, ...]
-    """Mean loss of every step from the first, warm-up included."""
+    """Mean loss of every step from `first_step`, warm-up included, up to `diverged_at`."""
     steps: tuple[StepObservation, ...]
     ranks: tuple[RankObservation, ...]
+    first_step: NotNegative = 0
+    """Above 0 where the run went on from the checkpoint of another."""
+    steps_done: NotNegative = 0
+    """Steps of the whole training that all ranks have finished, `first_step` of them elsewhere."""
+    diverged_at: NotNegative | None = None
+    """First step whose loss or gradient norm is no finite number; None where all are."""
+    grad_norms: tuple[float, ...] = ()
+    """Norm of the whole gradient before clipping, of the same steps; empty where none is taken."""
+    restarts: NotNegative = 0
+    """How often all ranks were started again after a fault."""
+    tokens_per_s: Ratio | None = None
+    """Tokens of a step over the median of `step_s`; None without a timed step."""
+    mfu: Ratio | None = None
+    """Model FLOP/s over the peak of the devices used, as in the plan; None on a host, whose cores
+    have no peak of their own."""

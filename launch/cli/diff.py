@@ -29,7 +29,9 @@ def run(
     for part in ("config", "placement"):
         old, new = (to_plain(getattr(x.chosen, part)) for x in (a, b))
         changes += _changes(old, new, f"chosen.{part}")
-    costs = {n: [getattr(x.chosen.estimate, n) for x in (a, b)] for n in _COSTS}
+    known = all(x.chosen.estimate is not None for x in (a, b))
+    names = _COSTS if known else ()
+    costs = {n: [getattr(x.chosen.cost, n) for x in (a, b)] for n in names}
     if as_json:
         document = {
             "format_version": "1.0",

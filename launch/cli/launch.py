@@ -8,26 +8,45 @@ import typer
 from launch.cli.options import Json, PlanFile
 from launch.cli.terminal import note, say
 
-
-def default_data() -> Path:
-    """The text that comes with the project: beside the runtime in a wheel, else in `examples/`."""
-    root = Path(__file__).resolve().parent.parent
-    packed = root / "runtime" / "sonnets.txt"
-    return packed if packed.exists() else root.parent / "examples" / "text" / "sonnets.txt"
+FIELDS = {"lr": "learning_rate", "clip": "clip_norm"}
+"""Option -> field of the recipe, where their names differ."""
 
 
 def run(
+    ctx: typer.Context,
     plan: PlanFile,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(help="YAML of what to train with; options below win.", show_default="none"),
+    ] = None,
     data: Annotated[
         Path | None,
         typer.Option(
-            help="Text to train on, a token per byte.", show_default="sonnets of Shakespeare"
+            help="Text, a token per byte, or tokens (.npy, .bin).",
+            show_default="sonnets of Shakespeare",
         ),
     ] = None,
     steps: Annotated[int, typer.Option(min=1, max=10**7, help="Timed optimizer steps.")] = 10,
     warmup: Annotated[int, typer.Option(min=2, max=10**7, help="Steps before them.")] = 2,
     seed: Annotated[int, typer.Option(min=0, max=2**31, help="Of weights and data order.")] = 0,
-    lr: Annotated[float, typer.Option(min=0.0, help="Learning rate of AdamW.")] = 1e-3,
+    lr: Annotated[float, typer.Option(min=0.0, help="Learning rate of AdamW.")] = 3e-4,
+    clip: Annotated[float, typer.Option(min=0.0, help="Largest gradient norm; 0: any.")] = 0.0,
+    checkpoint_every: Annotated[
+        int, typer.Option(min=0, max=10**7, help="Steps per checkpoint; 0: none.")
+    ] = 0,
+    weights: Annotated[
+        Path | None, typer.Option(help="Hugging Face folder to start from.", show_default="random")
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="Run or checkpoint to go on from.", show_default="none"),
+    ] = None,
+    max_restarts: Annotated[
+        int, typer.Option(min=0, max=1000, help="Restarts after a failed rank.")
+    ] = 0,
+    trace: Annotated[
+        bool, typer.Option("--trace/--no-trace", help="Write a Chrome trace.")
+    ] = False,
     runs: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the command, do nothing.")
@@ -40,25 +59,37 @@ def run(
     """Run a plan: writes runs/<plan-id>/ and trains in it."""
     from launch.apply import check_here, launch
     from launch.artifact import read_plan
-    from launch.framework.native import TrainOptions, check_runnable, command
-    from profiler.codec import canonical, encode
+    from launch.framework.native import check_runnable, command
+    from launch.recipe import read_recipe, recipe_of
+    from profiler.codec import canonical, encode, to_plain
 
     content = read_plan(plan)
-    options = TrainOptions(
-        data=(data or default_data()).absolute(),
-        num_steps=steps,
-        num_warmup=warmup,
-        seed=seed,
-        learning_rate=lr,
-    )
+    flags = {
+        "data": str(data.absolute()) if data else "",
+        "steps": steps,
+        "warmup": warmup,
+        "seed": seed,
+        "lr": lr,
+        "clip": clip,
+        "checkpoint_every": checkpoint_every,
+        "weights": str(weights.absolute()) if weights else "",
+        "resume": str(resume.absolute()) if resume else "",
+        "max_restarts": max_restarts,
+        "trace": trace,
+    }
+    # What was typed wins over the file; a default does not.
+    typed = {k for k in flags if getattr(ctx.get_parameter_source(k), "name", "") != "DEFAULT"}
+    changes = {FIELDS.get(k, k): v for k, v in flags.items() if k in typed}
+    how = read_recipe(recipe, changes) if recipe else recipe_of(changes)
     if dry_run:
         check_runnable(content)
-        what = command(content, runs.absolute() / content.id, options)
+        what = command(content, runs.absolute() / content.id, how)
         document = {
             "format_version": "1.0",
             "kind": "command",
             "argv": list(what.argv),
             "env": dict(what.env),
+            "recipe": to_plain(how),
         }
         typer.echo(canonical(document) if as_json else f"{what.text}\n", nl=False)
         return
@@ -68,7 +99,7 @@ def run(
         if line.startswith("step "):
             note(line)
 
-    run_dir, observed = launch(content, runs, options, on_line)
+    run_dir, observed = launch(content, runs, how, on_line)
     if as_json:
         typer.echo(encode(observed), nl=False)
         return

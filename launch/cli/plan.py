@@ -38,16 +38,20 @@ def run(
         list[str] | None, typer.Option(help="Only these: tp=4,8 or split=3,2,3.")
     ] = None,
     forbid: Annotated[list[str] | None, typer.Option(help="None of these: pp=1.")] = None,
+    layout: Annotated[
+        Path | None, typer.Option("--layout", help="Take this layout instead of searching.")
+    ] = None,
     top: Annotated[int, typer.Option(min=0, max=1000, help="Alternatives to keep.")] = 5,
     out: Annotated[Path, typer.Option("-o", "--out", help="Where to save.")] = Path("plan.json"),
     as_json: Json = False,
 ) -> None:
     """Choose the parallel layout that trains MODEL fastest."""
     from launch.artifact import read_profile, write_atomic
+    from planner.given import LayoutFile, plan_for
     from planner.search import make_plan
     from profiler.analytic import analytic_profile
     from profiler.catalog import resolve_cluster, resolve_model
-    from profiler.codec import encode
+    from profiler.codec import decode, encode, read_text
 
     options = search_options(pin or [], forbid or [], top)
     spec = resolve_model(model)
@@ -55,7 +59,13 @@ def run(
     given = resolve_cluster(cluster) if cluster else None
     target = _cluster(given, measured)
     job = _job(global_batch, seq_len, precision, target, measured)
-    result = make_plan(spec, job, measured or analytic_profile(spec, job, target), options)
+    facts = measured or analytic_profile(spec, job, target)
+    if layout is None:
+        result = make_plan(spec, job, facts, options)
+    elif pin or forbid:
+        raise UserError("`--layout` leaves nothing to `--pin` or `--forbid`")
+    else:
+        result = plan_for(spec, job, facts, decode(LayoutFile, read_text(layout), str(layout)))
     text = encode(result)
     write_atomic(out, text)
     if as_json:
@@ -113,4 +123,5 @@ def _print(plan: "Plan") -> None:
     say(f"\n{render.considered(plan)}\n")
     for line in render.picture(plan):
         say(line)
-    say(render.proof(plan))
+    if plan.chosen.estimate is not None:
+        say(render.proof(plan))

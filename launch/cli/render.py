@@ -18,7 +18,7 @@ def seconds(value: float) -> str:
 def size(num_bytes: float) -> str:
     """In GiB, MiB or KiB."""
     for unit, scale in (("GiB", GIB), ("MiB", 2**20)):
-        if num_bytes >= scale:
+        if abs(num_bytes) >= scale:
             return f"{num_bytes / scale:.1f} {unit}"
     return f"{num_bytes / 1024:.1f} KiB"
 
@@ -42,6 +42,8 @@ def heading(plan: Plan) -> str:
 def considered(plan: Plan) -> str:
     """What became of the enumerated layouts."""
     counts = plan.counts
+    if counts.enumerated == 1:
+        return "One layout, given"
     unfit = counts.rejected.get(MEMORY_RULE, 0)
     ruled_out = sum(counts.rejected.values()) - unfit
     return (
@@ -53,13 +55,13 @@ def considered(plan: Plan) -> str:
 def table(plan: Plan) -> list[str]:
     """The chosen layout and the alternatives, the best first."""
     lines = [f"     {'layout':<34}{'sched':<6}{'step':>9}{'MFU':>7}{'peak':>10}{'vs best':>9}"]
-    best = plan.chosen.estimate.step_s
+    best = plan.chosen.cost.step_s
     for i, c in enumerate((plan.chosen, *plan.alternatives)):
-        versus = "chosen" if i == 0 else f"+{c.estimate.step_s / best - 1:.1%}"
+        versus = "chosen" if i == 0 else f"+{c.cost.step_s / best - 1:.1%}"
         lines.append(
             f" {'✔' if i == 0 else ' '}   {c.config.label:<34}{c.config.schedule:<6}"
-            f"{seconds(c.estimate.step_s):>9}{c.estimate.mfu:>7.1%}"
-            f"{size(c.estimate.peak_bytes):>10}{versus:>9}"
+            f"{seconds(c.cost.step_s):>9}{c.cost.mfu:>7.1%}"
+            f"{size(c.cost.peak_bytes):>10}{versus:>9}"
         )
     return lines
 
@@ -78,7 +80,7 @@ def split_words(plan: Plan, candidate: Candidate) -> str:
 def memory_bars(plan: Plan) -> list[str]:
     """Per stage: weights and gradients, optimizer, activations, workspace, free."""
     capacity = plan.cluster.uniform.device.memory_bytes
-    stages = plan.chosen.estimate.stages
+    stages = plan.chosen.cost.stages
     shown = range(len(stages)) if len(stages) <= 8 else (0, 1, len(stages) - 2, len(stages) - 1)
     lines = ["         █ weights, grads  ▓ optimizer  ▒ activations  ░ other  · free"]
     for s in shown:
@@ -110,12 +112,16 @@ def _bar(memory: StageMemory, capacity: int) -> str:
 def picture(plan: Plan) -> list[str]:
     """The table, the split and the memory of the chosen layout."""
     split = split_words(plan, plan.chosen).capitalize()
+    if plan.chosen.estimate is None:
+        config = plan.chosen.config
+        layout = f"Given: {config.label} {config.schedule}"
+        return [layout, split, "The cost model does not cover it: nothing is predicted"]
     return [*table(plan), "", split, *memory_bars(plan), ""]
 
 
 def split_lines(candidate: Candidate) -> list[str]:
     """Where the step goes."""
-    e = candidate.estimate
+    e = candidate.cost
     parts = (
         ("compute", e.compute_s),
         ("p2p", e.p2p_s),
@@ -133,7 +139,7 @@ def rejected_lines(plan: Plan) -> list[str]:
 
 def proof(plan: Plan) -> str:
     """What the figures rest on, and how far the choice is from its bound."""
-    e = plan.chosen.estimate
+    e = plan.chosen.cost
     gap = (e.step_s - e.bound_s) / e.step_s
     if e.measured_share:
         rests = f"{e.measured_share:.0%} of the busy time rests on measured entries"

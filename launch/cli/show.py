@@ -20,9 +20,11 @@ def run(plan: PlanFile, as_json: Json = False) -> None:
     say(f"plan {content.id}\n")
     for line in render.picture(content):
         say(line)
-    say("A step on the mean rank")
-    for line in render.split_lines(content.chosen):
-        say(line)
-    say(f"\n{render.proof(content)}\n\n{render.considered(content)}")
+    if content.chosen.estimate is not None:
+        say("A step on the mean rank")
+        for line in render.split_lines(content.chosen):
+            say(line)
+        say(f"\n{render.proof(content)}")
+    say(f"\n{render.considered(content)}")
     for line in render.rejected_lines(content):
         say(line)

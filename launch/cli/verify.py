@@ -10,7 +10,7 @@ from launch.cli.options import Json, PlanFile
 from launch.cli.terminal import say
 
 if TYPE_CHECKING:
-    from launch.verify import Verdict
+    from launch.verify import MemorySplit, Verdict
 
 Tolerance = Annotated[float, typer.Option(min=0.0, help="Largest error that passes; 0.1 is 10 %.")]
 
@@ -37,7 +37,7 @@ def run(
 
 
 def print_verdict(verdict: "Verdict") -> None:
-    """The table of a verdict."""
+    """The table of a verdict, and the parts of the peak under it."""
     from launch.cli.render import seconds, size
 
     say(f"     {'':<13}{'predicted':>11}{'observed':>11}{'+-':>10}{'error':>9}")
@@ -52,3 +52,19 @@ def print_verdict(verdict: "Verdict") -> None:
         f"\nMedians of {verdict.num_steps} steps; components in % of the step; "
         f"tolerance {verdict.tolerance:.0%}"
     )
+    if verdict.memory is not None:
+        _print_memory(verdict.memory)
+
+
+def _print_memory(memory: "MemorySplit") -> None:
+    """Where the peak comes from, in the columns of the table above."""
+    from launch.cli.render import size
+
+    where = f" (pp {memory.coordinate['pp']})" if "pp" in memory.coordinate else ""
+    say(f"\nPeak of rank {memory.rank}{where}, the fullest, in % of it:\n")
+    for row in memory.rows:
+        say(
+            f"     {row.name:<13}{size(row.predicted_bytes):>11}{size(row.observed_bytes):>11}"
+            f"{'':>10}{row.error:>+9.1%}"
+        )
+    say("\nActivations with workspace and what is gathered: the rest of the peak")

@@ -1,8 +1,8 @@
 """A plan as a command line of the reference runtime.
 
-The runtime reads all it needs from `plan.json`; torchrun only starts one process per device. `-P`
-and `PYTHONSAFEPATH` keep the user's folder off the import path, where a `profiler.py` of theirs
-would hide ours.
+The runtime reads all it needs from `plan.json` and `recipe.json`; torchrun only starts one process
+per device, and all of them again where the recipe asks for it. `-P` and `PYTHONSAFEPATH` keep the
+user's folder off the import path, where a `profiler.py` of theirs would hide ours.
 """
 
 import shlex
@@ -10,6 +10,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from launch.recipe import Recipe
+from planner.layout import check_layout
 from planner.plan import Plan
 from profiler.errors import UserError
 
@@ -30,48 +32,31 @@ class Command:
         return " ".join([*env, shlex.join(self.argv)])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainOptions:
-    """How long and on what to train; the plan says the rest."""
-
-    data: Path
-    num_steps: int
-    """Timed steps."""
-    num_warmup: int
-    """Steps before them; the second takes the memory."""
-    seed: int
-    learning_rate: float
-
-    @property
-    def total_steps(self) -> int:
-        """Warm-up and timed steps."""
-        return self.num_warmup + self.num_steps
-
-
 def check_runnable(plan: Plan) -> None:
     """Raise `UserError` for a plan that the reference runtime cannot train."""
-    if plan.model.num_experts:
+    chosen = plan.chosen
+    check_layout(plan.model, plan.job, chosen.config, chosen.placement, place=f"plan {plan.id}")
+    names, nodes = chosen.placement.interfaces, plan.cluster.uniform.num_nodes
+    if names and len(names) != nodes:
         raise UserError(
-            f"the reference runtime does not train MoE layers, which `{plan.model.name}` has",
-            kind="failed",
-        )
-    if plan.job.precision != "fp32":
-        raise UserError(
-            f"the reference runtime trains in fp32, the plan is for {plan.job.precision}",
-            hint="plan again with `--precision fp32`",
-            kind="failed",
+            f"plan `{plan.id}` names {len(names)} network interfaces for {nodes} nodes",
+            hint="give one for each node, in their order, or none",
         )
 
 
-def torchrun(num_nodes: int, per_node: int) -> tuple[str, ...]:
-    """The start of a torchrun command line: one process per device on each of `num_nodes` nodes."""
+def torchrun(num_nodes: int, per_node: int, max_restarts: int = 0) -> tuple[str, ...]:
+    """The start of a torchrun command line: one process per device on each of `num_nodes` nodes.
+
+    After one failed all are started again, up to `max_restarts` times.
+    """
     base = (sys.executable, "-P", "-m", "torch.distributed.run")
+    each = (f"--nproc-per-node={per_node}", f"--max-restarts={max_restarts}")
     if num_nodes == 1:
-        return (*base, "--standalone", f"--nproc-per-node={per_node}")
+        return (*base, "--standalone", *each)
     return (
         *base,
         f"--nnodes={num_nodes}",
-        f"--nproc-per-node={per_node}",
+        *each,
         "--rdzv-backend=c10d",
         f"--rdzv-endpoint=$HEAD_NODE:{DEFAULT_PORT}",
     )
@@ -82,23 +67,21 @@ WORKER_ENV = (
     ("MALLOC_TRIM_THRESHOLD_", str(64 * 2**30)),
     ("OMP_NUM_THREADS", "1"),
     ("PYTHONSAFEPATH", "1"),
+    ("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1"),
 )
 """One thread per process: two halve the speed or worse where processes share cores. Freed memory
 stays with the process, as with the caching allocator of an accelerator: glibc would give it back to
-the system and fault it in again, page by page, with every micro-batch."""
+the system and fault it in again, page by page, with every micro-batch. Each start of the ranks gets
+a store of its own: in torchrun's shared one they would find the addresses of the ranks before."""
 
 
-def command(plan: Plan, run_dir: Path, options: TrainOptions) -> Command:
-    """The command that trains `plan` with its files in `run_dir`."""
+def command(plan: Plan, run_dir: Path, recipe: Recipe) -> Command:
+    """The command that trains `plan` with its files, `recipe.json` among them, in `run_dir`."""
     node = plan.cluster.uniform
     worker = (
         "-m", "launch.runtime.train",
         "--plan", str(run_dir / "plan.json"),
         "--run-dir", str(run_dir),
-        "--data", str(options.data),
-        "--steps", str(options.num_steps),
-        "--warmup", str(options.num_warmup),
-        "--seed", str(options.seed),
-        "--lr", str(options.learning_rate),
     )  # fmt: skip
-    return Command(argv=(*torchrun(node.num_nodes, node.devices_per_node), *worker), env=WORKER_ENV)
+    start = torchrun(node.num_nodes, node.devices_per_node, recipe.max_restarts)
+    return Command(argv=(*start, *worker), env=WORKER_ENV)

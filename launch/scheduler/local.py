@@ -62,7 +62,8 @@ def run(command: Command, log: Path, on_line: Callable[[str], None]) -> int:
 
     KeyboardInterrupt (also from SIGTERM, SIGHUP) stops all processes and is raised again.
     """
-    with signals_interrupt(), log.open("w", encoding="utf-8") as out:
+    # Unbuffered: what a full disk does not take is not tried again when the file is closed.
+    with signals_interrupt(), log.open("wb", buffering=0) as out:
         process = subprocess.Popen(
             command.argv,
             env=os.environ | dict(command.env),
@@ -77,8 +78,8 @@ def run(command: Command, log: Path, on_line: Callable[[str], None]) -> int:
         try:
             assert process.stdout is not None
             for line in process.stdout:
-                out.write(line)
-                out.flush()
+                with contextlib.suppress(OSError):  # a full disk is the ranks' to report
+                    out.write(line.encode())
                 on_line(line.rstrip("\n"))
             return process.wait()
         finally:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from profiler.codec import content_id, encode, replace
+from profiler.codec import content_id
 
 ASK = ("plan", "-m", "llama3-8b", "-c", "h100-2x8", "--global-batch", 256, "--seq-len", 8192)
 COMMANDS = ("profile", "plan", "show", "diff", "launch", "verify", "list")
@@ -162,59 +162,6 @@ def test_profile_of_another_cluster_is_stale(meshwright):
     assert result.code == 5
     result = meshwright("plan", "-m", "llama2-7b", "--profile", "profile.json")
     assert result.code == 5
-
-
-def tiny_plan(meshwright, *extra):
-    base = ("plan", "-m", "tiny-llama", "-c", "cpu-1x4", "--seq-len", 128, "--global-batch", 16)
-    assert meshwright(*base, *extra).code == 0
-
-
-def test_dry_run_prints_the_command_and_touches_nothing(meshwright, tmp_path):
-    tiny_plan(meshwright)
-    before = sorted(tmp_path.iterdir())
-    result = meshwright("launch", "plan.json", "--dry-run")
-    assert result.code == 0
-    words = result.out.split()
-    assert {"OMP_NUM_THREADS=1", "PYTHONSAFEPATH=1"} <= set(words[:4])
-    assert {"torch.distributed.run", "--nproc-per-node=4", "launch.runtime.train"} <= set(words)
-    assert sorted(tmp_path.iterdir()) == before
-    document = json.loads(meshwright("launch", "plan.json", "--dry-run", "--json").out)
-    assert document["argv"][:4] == [sys.executable, "-P", "-m", "torch.distributed.run"]
-
-
-@pytest.mark.parametrize(
-    ("make", "args", "code", "message"),
-    [
-        (("-m", "tiny-llama", "-c", "cpu-2x4"), (), 5, "is for 2 nodes"),
-        (("-m", "tiny-llama", "-c", "h100-1x4", "--precision", "fp32"), (), 5, "is stale: it was made for 4 x h100"),
-        (("-m", "mixtral-8x7b", "-c", "h100-8x8", "--precision", "fp32"), (), 1, "does not train MoE"),
-        (("-m", "tiny-llama", "-c", "h100-1x4"), (), 1, "trains in fp32, the plan is for bf16"),
-        (("-m", "tiny-llama", "-c", "cpu-1x4"), ("--data", "nowhere.txt"), 1, "/nowhere.txt`"),
-        (("-m", "tiny-llama", "-c", "cpu-1x4"), ("--data", "short.txt"), 1, "short.txt: 5 bytes of text do not fill"),
-    ],
-)  # fmt: skip
-def test_launch_refuses(make, args, code, message, meshwright, tmp_path):
-    (tmp_path / "short.txt").write_text("short")
-    assert meshwright("plan", *make, "--seq-len", 128).code == 0
-    result = meshwright("launch", "plan.json", *args)
-    assert result.code == code
-    assert message in result.err
-    assert not (tmp_path / "runs").exists()
-
-
-def test_a_plan_measured_on_another_host_is_stale(meshwright, tmp_path):
-    from launch.artifact import read_plan
-    from planner.plan import plan_id
-
-    tiny_plan(meshwright)
-    plan = read_plan(tmp_path / "plan.json")
-    where = replace(plan.profile.environment, host="elsewhere", num_cores=64)
-    plan = replace(plan, profile=replace(plan.profile, environment=where))
-    (tmp_path / "moved.json").write_text(encode(replace(plan, id=plan_id(plan))))
-    result = meshwright("launch", "moved.json")
-    assert result.code == 5
-    assert "its profile is of host `elsewhere` with 64 cores" in result.err
-    assert "--any-host" in result.err
 
 
 def run_outside(args, cwd, **kwargs):

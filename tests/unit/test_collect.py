@@ -3,10 +3,16 @@
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from launch.collect import collect, read_rank_file
-from launch.observed import Observed
+from launch.artifact import read_observed
+from launch.collect import collect
+from launch.observed import MemoryObservation, Observed
+from launch.records import read_rank_file
 from launch.verify import verify
+from launch.waits import Waits, split_step
+from planner.config import ParallelConfig, Placement
 from planner.plan import SearchOptions
 from planner.search import make_plan
 from profiler.codec import encode, replace
@@ -24,18 +30,18 @@ def plan_of(**pins):
     return make_plan(facts.model(), facts.job(), facts.profile(1, 2), options)
 
 
-def header(rank):
+def header(rank, **changes):
     return {
         "rank": rank, "coordinate": {"pp": rank}, "host": "h", "device": "cpu", "torch": "2",
         "memory": MEMORY,
-    }  # fmt: skip
+    } | changes  # fmt: skip
 
 
-def step(i, start, end, actions, collectives=(), loss=None):
+def step(i, start, end, actions, collectives=(), loss=None, **more):
     return {
         "step": i, "warmup": i == 0, "loss": loss, "start": start, "end": end,
         "actions": list(actions), "collectives": list(collectives),
-    }  # fmt: skip
+    } | more  # fmt: skip
 
 
 def write(folder, ranks):
@@ -87,6 +93,7 @@ def test_tensor_parallel_waits_are_collective_and_unawaited_ones_cost_nothing(tm
     write(tmp_path, [steps, steps])
     (a,), _ = (r.steps for r in collect(plan, tmp_path, "complete").ranks)
     assert (a.collective_s, a.compute_s, a.idle_s) == (1.5, 1.5, 0.0)
+    assert collect(plan, tmp_path, "complete").ranks[0].collective_by_axis == {"tp": 1.5}
 
 
 def test_only_steps_of_all_ranks_count_and_a_torn_line_is_dropped(tmp_path):
@@ -111,6 +118,225 @@ def test_records_of_another_form_are_a_user_error(tmp_path):
     write(tmp_path, [[{"step": 0}], [{"step": 0}]])
     with pytest.raises(UserError, match="records cannot be read"):
         collect(plan_of(pp=2), tmp_path, "complete")
+
+
+def layout(ranks=(), stages=None, **degrees):
+    """A config and a placement that nothing else has checked."""
+    plain = {"pp": 1, "dp_replicate": 1, "tp": 1, "micro_batch": 1} | degrees
+    config = ParallelConfig(**{"recompute": "none", "schedule": "1f1b"} | plain)
+    n = config.num_stages
+    return config, Placement(stages=stages or tuple((s, s + 1) for s in range(n)), ranks=ranks)
+
+
+def divided(laid_out, rows, begins, hosts=None):
+    """Split and collectives by axis of each rank; `rows` are (end, actions, collectives)."""
+    config, placement = laid_out
+    waits = Waits(config, placement, hosts or ["h"] * config.num_devices)
+    steps = tuple(step(1, b, e, a, c) for b, (e, a, c) in zip(begins, rows, strict=True))
+    return split_step(waits, steps, begins)
+
+
+def splits(*args):
+    return [split for split, _ in divided(*args)]
+
+
+def parts(split):
+    return split.compute_s, split.p2p_s, split.collective_s, split.idle_s
+
+
+def test_several_stages_per_rank_wait_for_the_holder_of_the_next_stage():
+    # Interleaved: rank 0 has stages 0 and 2, rank 1 has 1 and 3.
+    made = layout(pp=2, vpp=2, schedule="interleaved")
+    first = [["F", 0, 0, 0, 1], ["F", 2, 0, 4, 5], ["B", 2, 0, 10, 11]]
+    other = [["F", 1, 0, 2, 3], ["F", 3, 0, 6, 7], ["B", 3, 0, 7, 9], ["B", 1, 0, 12, 13]]
+    a, b = splits(made, [(11, first, []), (13, other, [])], [0, 0])
+    assert parts(a) == (3, 1 + 1, 0, 2 + 4)
+    assert parts(b) == (1 + 1 + 2 + 1, 1 + 1 + 1, 0, 1 + 2 + 2)
+
+
+def test_a_v_of_stages_waits_for_no_message_at_its_turn():
+    # Rank 1 has stages 1 and 2: stage 2 takes the output of stage 1 where it is.
+    made = layout(pp=2, vpp=2, schedule="zbv")
+    rows = [(0, [], []), (6, [["F", 1, 0, 0, 1], ["F", 2, 0, 3, 4]], [])]
+    assert parts(splits(made, rows, [0, 0])[1]) == (6, 0, 0, 0)
+
+
+def test_the_gradient_is_sent_by_i_and_w_waits_for_nobody():
+    made = layout(pp=2, schedule="zero_bubble")
+    first = [["F", 0, 0, 0, 1], ["I", 0, 0, 6, 7], ["W", 0, 0, 9, 10]]
+    last = [["F", 1, 0, 2, 3], ["I", 1, 0, 3, 5], ["W", 1, 0, 5, 9]]
+    a, b = splits(made, [(10, first, []), (9, last, [])], [0, 0])
+    assert parts(a) == (1 + 1 + 2 + 1, 1, 0, 4)
+    assert parts(b) == (7, 1, 0, 1)
+
+
+def test_a_map_of_ranks_says_who_the_neighbours_are():
+    made = layout(pp=2, dp_replicate=2, ranks=(3, 2, 1, 0))  # stage 0 is on ranks 3 and 2
+    row = [["F", 1, 0, 5, 6]]
+    rows = [(6, row, []), (6, row, []), (6, [["F", 0, 0, 0, 4]], []), (6, [["F", 0, 0, 0, 2]], [])]
+    by_rank = splits(made, rows, [0, 0, 0, 0])
+    assert parts(by_rank[1]) == (1, 3, 0, 2)  # follows rank 3
+    assert parts(by_rank[0]) == (1, 1, 0, 4)
+
+
+@pytest.mark.parametrize(
+    ("axis", "group"),
+    [("fsdp", {0, 2, 4, 6}), ("dp", {0, 2, 4, 6}), ("cp", {0, 2}), ("world", set(range(8))),
+     ("ep", {0, 2, 4, 6}), ("etp", {0, 1}), ("edp", {0})],
+)  # fmt: skip
+def test_in_every_group_the_wait_is_idle_until_the_last_member_issued(axis, group):
+    made = layout(
+        dp_shard=2, cp=2, tp=2, ep=4, etp=2, cp_method="all_gather", stages=((0, 3),)
+    )  # fmt: skip
+    for late in range(8):
+        rows = [(9, [], [[axis, 0, 7 if r == late else 1, 2, 8]]) for r in range(8)]
+        split, by_axis = divided(made, rows, [0] * 8)[0]
+        assert split.collective_s == (1 if late in group else 6), late
+        assert split.idle_s == 6 - split.collective_s
+        assert by_axis == {axis: split.collective_s}
+
+
+def test_a_ring_waits_for_its_neighbours_alone():
+    made = layout(cp=5, stages=((0, 3),))
+    for late in range(5):
+        rows = [(9, [], [["cp", 0, 7 if r == late else 1, 2, 8]]) for r in range(5)]
+        found = [s.idle_s for s in splits(made, rows, [0] * 5)]
+        assert found == [5 if (r - late) % 5 in (0, 1, 4) else 0 for r in range(5)]
+
+
+def test_copies_of_the_embedding_are_summed_by_the_ends_of_the_chain():
+    made = layout(pp=4, stages=((0, 2), (2, 3), (3, 4), (4, 4)))  # the last stage is empty
+    moments = (1, 5, 3, 5)
+    rows = [(9, [], [["tied", 0, issued, 2, 8]] if r in (0, 2) else [])
+            for r, issued in enumerate(moments)]  # fmt: skip
+    assert [s.idle_s for s in splits(made, rows, [0] * 4)] == [1, 0, 1, 0]
+
+
+def test_moments_of_another_host_cut_nothing():
+    made = layout(pp=2, dp_replicate=2)
+    late = [["dp", 0, 500, 505, 506]]
+    rows = [
+        (9, [], [["dp", 0, 1, 2, 8]]),
+        (509, [], late),
+        (9, [["F", 1, 0, 3, 9]], []),
+        (9, [], []),
+    ]
+    hosts = ["h", "i", "i", "i"]
+    by_rank = splits(made, rows, [0, 500, 0, 0], hosts)
+    assert parts(by_rank[0]) == (3, 0, 6, 0)
+    assert parts(by_rank[2]) == (6, 3, 0, 0)  # stage 0 is on host h
+
+
+def test_a_collective_inside_a_gap_counts_once():
+    made = layout(pp=2)
+    sums = [["fsdp", 0, 1, 1, 3], ["unknown", 0, 6, 6, 7]]
+    rows = [(9, [["F", 0, 0, 0, 4]], []), (9, [["F", 1, 0, 8, 9]], sums)]
+    # Idle till 4 but for 1 to 3, p2p from 4 to 8 but for 6 to 7.
+    assert parts(splits(made, rows, [0, 0])[1]) == (1, 3, 3, 2)
+
+
+MOMENT = st.integers(0, 40).map(lambda n: n / 4)
+AXES = st.sampled_from(["tp", "cp", "ep", "fsdp", "dp", "world", "tied", "0"])
+
+
+@st.composite
+def any_rows(draw):
+    """A layout of four ranks and what they wrote, orderly or not."""
+    made = draw(st.sampled_from([
+        layout(pp=2, vpp=2, schedule="zbv", dp_shard=2),
+        layout(pp=4, schedule="zero_bubble", ranks=(2, 0, 3, 1)),
+        layout(pp=2, tp=2, schedule="gpipe"),
+        layout(cp=2, dp_shard=2, ep=4, stages=((0, 3),)),
+    ]))  # fmt: skip
+    rows = []
+    for _ in range(4):
+        pairs = st.tuples(MOMENT, MOMENT).map(sorted)
+        actions = [
+            [draw(st.sampled_from("FBIW")), draw(st.integers(0, 3)), 0, *pair]
+            for pair in draw(st.lists(pairs, max_size=6))
+        ]
+        waits = [
+            [draw(AXES), k, draw(MOMENT), *pair]
+            for k, pair in enumerate(draw(st.lists(pairs, max_size=6)))
+        ]
+        rows.append((10.0, actions, waits))
+    return made, rows, draw(st.lists(MOMENT, min_size=4, max_size=4))
+
+
+@given(any_rows())
+def test_components_add_up_to_the_period_whatever_was_written(drawn):
+    made, rows, begins = drawn
+    for (split, by_axis), begin in zip(divided(made, rows, begins), begins, strict=True):
+        assert min(parts(split)) >= 0
+        assert sum(parts(split)) == pytest.approx(10.0 - begin)
+        assert sum(by_axis.values()) == pytest.approx(split.collective_s)
+
+
+def restarted():
+    """Steps of a run that lost its ranks in step 3 and went on after step 1."""
+    before = [step(i, 10 * i, 10 * i + 10, [], loss=float(i), attempt=0) for i in range(3)]
+    again = [
+        step(i, 10 * i + 100, 10 * i + 112, [], loss=i + 0.5, attempt=1, grad_norm=2.0)
+        for i in range(2, 5)
+    ]
+    return before, again
+
+
+def test_the_later_attempt_counts_and_its_first_step_has_no_period(tmp_path):
+    plan = plan_of(pp=2, mbs=8)
+    before, again = restarted()
+    write(tmp_path, [[*before, *again], [*before, *again]])
+    observed = collect(plan, tmp_path, "complete")
+    assert observed.losses == (0.0, 1.0, 2.5, 3.5, 4.5)
+    assert [(s.step, s.step_s) for s in observed.steps] == [(1, 10), (3, 10), (4, 10)]
+    assert observed.restarts == 1
+    assert observed.grad_norms == (2.0, 2.0, 2.0)
+
+
+def test_a_step_is_of_the_last_attempt_that_all_ranks_finished(tmp_path):
+    plan = plan_of(pp=2, mbs=8)
+    before, again = restarted()
+    write(tmp_path, [[*before, *again[:1]], before])  # rank 1 died before its step 2
+    observed = collect(plan, tmp_path, "failed")
+    assert observed.losses == (0.0, 1.0, 2.0)
+    assert [s.step for s in observed.steps] == [1, 2]
+    assert observed.restarts == 1
+
+
+def test_a_torn_line_and_headers_in_the_middle_are_passed_over(tmp_path):
+    before, again = restarted()
+    write(tmp_path, [before])
+    path = tmp_path / "ranks" / "rank-00000.jsonl"
+    lines = [json.dumps(x) for x in (header(0, pid=7, memory=None), *again)]
+    path.write_text(path.read_text() + '{"step": 3, "sta\n' + "\n".join(lines))
+    found, steps = read_rank_file(path)
+    assert (found["pid"], found["memory"]) == (7, MEMORY)
+    assert [s["step"] for s in steps] == [0, 1, 2, 2, 3, 4]
+
+
+def test_a_run_that_went_on_from_another_and_diverged(tmp_path):
+    plan = plan_of(pp=2, mbs=8)
+    losses = [2.0, 3.0, float("nan"), 1.0]
+    steps = [step(i, 10 * i, 10 * i + 10, [], loss=x) for i, x in enumerate(losses, start=7)]
+    write(tmp_path, [steps, steps])
+    observed = collect(plan, tmp_path, "complete")
+    assert (observed.first_step, observed.losses, observed.diverged_at) == (7, (2.0, 3.0), 9)
+    assert [s.step for s in observed.steps] == [8, 9, 10]
+    assert json.loads(encode(observed))["diverged_at"] == 9
+
+
+def test_tokens_per_second_and_mfu(tmp_path):
+    plan = plan_of(pp=2, mbs=8)
+    steps = [step(i, 2 * i, 2 * i + 2, []) for i in range(3)]
+    write(tmp_path, [steps, steps])
+    on_cpu = collect(plan, tmp_path, "complete")
+    assert on_cpu.tokens_per_s == 8 * 32 / 2
+    assert on_cpu.mfu is None
+    for rank in (0, 1):
+        path = tmp_path / "ranks" / f"rank-{rank:05d}.jsonl"
+        path.write_text(path.read_text().replace('"device": "cpu"', '"device": "toy"'))
+    flops = plan.model.flops_per_token(32) * 128.0
+    assert collect(plan, tmp_path, "complete").mfu == pytest.approx(flops / (2 * 1e10))
 
 
 def observed_like(plan, factor=1.0):
@@ -164,6 +390,50 @@ def test_verify_refuses_another_plans_run_and_an_empty_one():
         verify(plan, replace(run, steps=()), 0.1)
 
 
+def test_the_peak_is_compared_part_by_part():
+    plan = plan_of(pp=2)
+    run = observed_like(plan)
+    memory = plan.chosen.cost.stages[1].memory
+    num = memory.optimizer_bytes // 8
+    seen = {
+        "weight_bytes": 4 * num, "grad_bytes": 4 * num, "optimizer_bytes": 8 * num,
+        "buffer_bytes": memory.buffer_bytes, "definition": "by hand",
+        "activation_and_workspace_bytes": memory.total_bytes - 16 * num - memory.buffer_bytes,
+        "peak_bytes": 10**9,
+    }  # fmt: skip
+    ranks = (run.ranks[0], replace(run.ranks[1], memory=MemoryObservation(**seen),
+                                   coordinate={"pp": 1, "tp": 0}))  # fmt: skip
+    split = verify(plan, replace(run, ranks=ranks), 0.1).memory
+    assert (split.rank, split.coordinate["pp"]) == (1, 1)
+    assert [r.predicted_bytes - r.observed_bytes for r in split.rows] == [0] * 5
+    assert sum(r.predicted_bytes for r in split.rows) == memory.total_bytes
+    assert verify(plan, run, 0.1).memory.rank == 0
+    nowhere = tuple(replace(r, memory=None) for r in run.ranks)
+    assert verify(plan, replace(run, ranks=nowhere), 0.1).memory is None
+
+
+def test_files_of_format_1_0_are_read(tmp_path):
+    plain = json.loads(encode(observed_like(plan_of(pp=2)))) | {"format_version": "1.0"}
+    new = (
+        "first_step",
+        "steps_done",
+        "diverged_at",
+        "grad_norms",
+        "restarts",
+        "tokens_per_s",
+        "mfu",
+    )
+    for key in new:
+        del plain[key]
+    for rank in plain["ranks"]:
+        del rank["collective_by_axis"]
+    path = tmp_path / "observed.json"
+    path.write_text(json.dumps(plain))
+    observed = read_observed(path)
+    assert (observed.restarts, observed.mfu) == (0, None)
+    assert observed.ranks[0].collective_by_axis == {}
+
+
 def test_verify_command(tmp_path, capsys):
     from launch.cli import app
 
@@ -176,4 +446,8 @@ def test_verify_command(tmp_path, capsys):
         out = capsys.readouterr().out
         assert max(map(len, out.splitlines())) <= 80
         assert app.run([*args, "--json"]) == code
-        assert json.loads(capsys.readouterr().out)["within"] == (code == 0)
+        document = json.loads(capsys.readouterr().out)
+        assert document["within"] == (code == 0)
+        names = [row["name"] for row in document["memory"]["rows"]]
+        assert names == ["weights", "gradients", "optimizer", "buffers", "activations"]
+        assert all(f" {name} " in out for name in names)

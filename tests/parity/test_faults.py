@@ -1,0 +1,227 @@
+"""Faults of the real kind: a rank killed, a node's agent killed, a full disk.
+
+Each time the run must go on from its last complete checkpoint with the curve of a run that nothing
+happened to, and say which rank failed and why.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch.checkpoints import checkpoint_root, complete_checkpoints, damage
+
+pytestmark = pytest.mark.distributed
+
+CONFIG = {
+    "model_type": "llama", "vocab_size": 256, "hidden_size": 64, "intermediate_size": 128,
+    "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4,
+    "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
+}  # fmt: skip
+STEPS, EVERY, KILL_AFTER = 28, 5, 12
+RUN = ("--warmup", 2, "--steps", STEPS - 2, "--checkpoint-every", EVERY)
+
+
+def command(*args: object) -> list[str]:
+    return [sys.executable, "-P", "-m", "launch.cli.app", *map(str, args)]
+
+
+def meshwright(folder: Path, *args: object, code: int = 0) -> "subprocess.CompletedProcess[str]":
+    done = subprocess.run(command(*args), cwd=folder, capture_output=True, text=True, timeout=200)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def make_plan(folder: Path, cluster: str, layout: str) -> Path:
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "layout.yaml").write_text(layout)
+    meshwright(
+        folder, "plan", "-m", "config.json", "-c", cluster, "--layout", "layout.yaml",
+        "--global-batch", 4, "--seq-len", 64, "--precision", "fp32",
+    )  # fmt: skip
+    return folder / "plan.json"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[float]]:
+    """A folder with a plan for two processes, and the curve of a run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("faults")
+    make_plan(folder, "cpu-1x2", "{dp_shard: 2, zero: 2, micro_batch: 1}")
+    done = meshwright(folder, "launch", "plan.json", *RUN, "--runs", "whole", "--json")
+    return folder, json.loads(done.stdout)["losses"]
+
+
+def _rows(run: Path, rank: int) -> list[dict[str, Any]]:
+    path = run / "ranks" / f"rank-{rank:05d}.jsonl"
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def _wait(condition: Callable[[], bool], process: "subprocess.Popen[str]", what: str) -> None:
+    limit = time.monotonic() + 90
+    while not condition():
+        assert process.poll() is None, f"the run ended before {what}"
+        assert time.monotonic() < limit, f"no {what}"
+        time.sleep(0.01)
+
+
+def _start(folder: Path, *args: object) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        command("launch", "plan.json", *RUN, *args), cwd=folder, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def _run_dir(folder: Path, runs: str) -> Path:
+    return next((folder / runs).glob("p-*"), folder / "none")
+
+
+def _kill_rank_1(folder: Path, runs: str, process: "subprocess.Popen[str]") -> None:
+    _wait(lambda: len(_rows(_run_dir(folder, runs), 1)) > KILL_AFTER, process, "step")
+    os.kill(_rows(_run_dir(folder, runs), 1)[0]["pid"], signal.SIGKILL)
+
+
+def test_a_killed_rank_is_started_again_from_the_last_checkpoint(
+    undisturbed: tuple[Path, list[float]],
+) -> None:
+    folder, losses = undisturbed
+    process = _start(folder, "--runs", "killed", "--max-restarts", 1, "--json")
+    _kill_rank_1(folder, "killed", process)
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+    run = _run_dir(folder, "killed")
+    observed = json.loads(stdout)
+    assert observed["losses"] == losses
+    attempts = [row["attempt"] for row in _rows(run, 0)[1:]]
+    assert attempts == sorted(attempts)
+    assert set(attempts) == {0, 1}
+    first_again = attempts.index(1)
+    assert first_again >= EVERY
+    assert first_again % EVERY == 0
+    assert "goes on after step" in (run / "run.log").read_text()
+    # The step that the fault cut has no period of its own.
+    assert first_again not in [step["step"] for step in observed["steps"]]
+
+
+def test_without_restarts_the_killed_rank_is_named(
+    undisturbed: tuple[Path, list[float]],
+) -> None:
+    folder, losses = undisturbed
+    process = _start(folder, "--runs", "ended")
+    _kill_rank_1(folder, "ended", process)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "rank 1 was killed by signal 9 (SIGKILL)" in stderr.splitlines()[-3]
+    run = _run_dir(folder, "ended")
+    assert json.loads((run / "status.json").read_text())["state"] == "failed"
+    # And by hand the run goes on where it was, here with other processes.
+    make_plan(folder, "cpu-1x1", "{micro_batch: 2}")
+    again = meshwright(
+        folder, "launch", "plan.json", *RUN, "--runs", "resumed", "--resume", run, "--json"
+    )
+    curve = json.loads(again.stdout)["losses"]
+    assert 0 < len(curve) <= STEPS - EVERY
+    assert curve == pytest.approx(losses[-len(curve) :], rel=1e-4)
+    make_plan(folder, "cpu-1x2", "{dp_shard: 2, zero: 2, micro_batch: 1}")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 12 MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(disk)], check=True)
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_full_disk_is_named_and_harms_no_checkpoint(
+    undisturbed: tuple[Path, list[float]], small_disk: Path
+) -> None:
+    folder, losses = undisturbed
+    process = _start(folder, "--runs", small_disk)
+    root = checkpoint_root(_run_dir(small_disk, "."))
+
+    def saved() -> bool:
+        return bool(complete_checkpoints(checkpoint_root(_run_dir(small_disk, "."))))
+
+    _wait(saved, process, "checkpoint")
+    filler = small_disk / "filler"
+    with filler.open("wb", buffering=0) as out:
+        try:
+            while out.write(bytes(4096)):
+                pass
+        except OSError:
+            pass
+    _, stderr = process.communicate(timeout=90)
+    assert process.returncode == 1
+    assert "rank " in stderr
+    assert "no space left on device" in stderr.lower()
+    root = checkpoint_root(_run_dir(small_disk, "."))
+    kept = complete_checkpoints(root)
+    assert kept
+    assert all(damage(checkpoint) is None for checkpoint in kept)
+    filler.unlink()
+    again = meshwright(
+        folder, "launch", "plan.json", *RUN, "--runs", small_disk, "--resume",
+        _run_dir(small_disk, "."), "--json",
+    )  # fmt: skip
+    curve = json.loads(again.stdout)["losses"]
+    assert curve == losses[-len(curve) :]
+
+
+def _agent(folder: Path, argv: list[str], env: dict[str, str], log: Path) -> Any:
+    with log.open("w") as out:
+        return subprocess.Popen(
+            argv, cwd=folder, env=os.environ | env, stdout=out, stderr=out, start_new_session=True
+        )
+
+
+def test_a_killed_agent_of_a_node_is_replaced(
+    undisturbed: tuple[Path, list[float]], tmp_path: Path
+) -> None:
+    """Two torchrun agents as on two nodes; the one that does not hold the rendezvous is killed and
+    later started again, as a scheduler does with a lost node."""
+    _, losses = undisturbed
+    plan = make_plan(tmp_path, "cpu-2x1", "{dp_shard: 2, zero: 2, micro_batch: 1}")
+    again = ("--max-restarts", 3, "--dry-run", "--json")
+    what = json.loads(meshwright(tmp_path, "launch", "plan.json", *RUN, *again).stdout)
+    argv = [a.replace("$HEAD_NODE:29500", "127.0.0.1:29617") for a in what["argv"]]
+    run = Path(argv[argv.index("--run-dir") + 1])
+    run.mkdir(parents=True)
+    (run / "plan.json").write_bytes(plan.read_bytes())
+    (run / "recipe.json").write_text(json.dumps(what["recipe"]))
+    env = what["env"]
+    head = _agent(tmp_path, argv, env, tmp_path / "head.log")
+    try:
+        time.sleep(2)  # the head must hold the rendezvous
+        other = _agent(tmp_path, argv, env, tmp_path / "other.log")
+        try:
+            _wait(lambda: len(_rows(run, 1)) > KILL_AFTER, head, "step")
+            os.killpg(other.pid, signal.SIGKILL)
+        finally:
+            other.wait(timeout=10)
+        other = _agent(tmp_path, argv, env, tmp_path / "other-again.log")
+        try:
+            assert head.wait(timeout=150) == 0, (tmp_path / "head.log").read_text()[-3000:]
+        finally:
+            other.kill()
+            other.wait(timeout=10)
+    finally:
+        head.kill()
+        head.wait(timeout=10)
+    rows = _rows(run, 0)[1:]
+    assert [row["step"] for row in rows] == list(range(STEPS))
+    assert [row["loss"] for row in rows] == losses
+    assert max(row["attempt"] for row in rows) >= 1
