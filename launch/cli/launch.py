@@ -96,7 +96,7 @@ def run(
     check_here(content, any_host=any_host)
 
     def on_line(line: str) -> None:
-        if line.startswith("step "):
+        if line.startswith(("step ", "goes on after ", "warning: ")):
             note(line)
 
     run_dir, observed = launch(content, runs, how, on_line)
@@ -105,5 +105,11 @@ def run(
         return
     shown = run_dir.relative_to(Path.cwd()) if run_dir.is_relative_to(Path.cwd()) else run_dir
     losses = observed.losses
-    say(f"\nLoss {losses[0]:.3f} -> {losses[-1]:.3f} in {len(losses)} steps")
-    say(f"\nTo compare it with the plan:\n    meshwright verify {plan} {shown}/observed.json")
+    if losses:
+        say(f"\nLoss {losses[0]:.3f} -> {losses[-1]:.3f} in {len(losses)} steps")
+    if observed.diverged_at is not None:
+        say(f"The loss or a gradient is no number from step {observed.diverged_at} on")
+    if content.chosen.estimate is None:
+        say(f"\nWhat was observed: `{shown}/observed.json`")
+    else:
+        say(f"\nTo compare it with the plan:\n    meshwright verify {plan} {shown}/observed.json")

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from launch.runtime.model import build_block
+from launch.runtime.experts import ExpertPlace, MoE, contiguous_slots
+from launch.runtime.model import Layer, build_block
 from launch.runtime.pieces import INIT_STD, local_tensor
 from launch.runtime.record import Recorder
 from launch.runtime.sync import GradientSync, Groups, flat, in_buckets, plain_held, take_grad
@@ -22,6 +23,7 @@ from launch.runtime.tensor import loss_context, shard_block, token_loss
 from profiler.measure.blocks import BlockSetup
 from profiler.measure.cases import BlockCase, ProfileInputs
 from profiler.measure.links import leader_decides, mean_over
+from profiler.model import ModelSpec
 
 NUM_COPIES = 3
 """Consecutive layers of a chain: enough that the first one's weights have left the inner caches."""
@@ -41,7 +43,10 @@ def block_setup(
     targets = _token_ids(case.micro_batch, inputs, device)
 
     def build() -> nn.Module:
-        block = build_block(kind, model).to(device)
+        block = build_block(kind, model)
+        if isinstance(block, Layer) and isinstance(block.ffn, MoE) and group is not None:
+            block.ffn.move(_split_experts(model, group, waits.recorder))
+        block = block.to(device)
         generator = torch.Generator(device).manual_seed(0)
         with torch.no_grad():
             for parameter in block.parameters():
@@ -73,6 +78,16 @@ def block_setup(
         agree=leader_decides(group, device) if group is not None else bool,
         reduce=mean_over(group, device) if group is not None else list,
     )
+
+
+def _split_experts(
+    model: ModelSpec, group: dist.ProcessGroup, recorder: Recorder
+) -> ExpertPlace:
+    """All experts, each split over the group, as the planner lays them out (etp = tp)."""
+    return ExpertPlace(
+        slots=contiguous_slots(model.num_experts, 1), etp_rank=dist.get_rank(group), etp=group,
+        recorder=recorder,
+    )  # fmt: skip
 
 
 def layer_thunk(

@@ -146,12 +146,17 @@ def check_tp_degrees(model: ModelSpec, seq_len: int, num_processes: int, tp: int
             f"tensor-parallel degree {tp} needs {tp} processes, and there are {num_processes}",
             hint="start more processes or leave the degree out",
         )
+    widths = (
+        ("columns of the feed-forward network", model.ffn_hidden_size, model.num_dense_layers),
+        ("columns of an expert", model.expert_width, model.num_moe_layers),
+        ("columns of the shared experts", model.shared_ffn_hidden_size, model.num_moe_layers),
+    )
     for what, size in (
         ("heads", model.num_heads),
         ("key/value heads", model.num_kv_heads),
         ("tokens of a sequence", seq_len),
         ("rows of the vocabulary", model.vocab_size),
-        ("columns of the feed-forward network", model.ffn_hidden_size),
+        *((what, width) for what, width, layers in widths if layers),
     ):
         if size % tp:
             raise UserError(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = ("llama3-8b-h100", "tiny-llama")
+FOLDERS = ("every-axis", "llama3-8b-h100", "tiny-llama")
 
 
 @pytest.mark.parametrize("name", FOLDERS)
