@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python -P
 export OMP_NUM_THREADS = 1
 
-.PHONY: demo test lint unit distributed nightly accuracy bench wheel clean
+.PHONY: demo test lint unit distributed nightly parity accuracy bench wheel clean
 
 demo: $(VENV)/installed  ## profile this machine, plan, launch, verify
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/tiny-llama/demo.sh
@@ -25,14 +25,19 @@ unit: $(VENV)/installed  ## under a minute, without torch
 distributed: $(VENV)/installed  ## real processes: parity, profile, launch
 	$(PY) -m pytest -m distributed --durations=5
 
-nightly: $(VENV)/installed  ## 10,000 fuzzed inputs for each reader
+nightly: $(VENV)/installed  ## 10,000 fuzzed inputs for each reader, 200 layouts at random
 	FUZZ_EXAMPLES=10000 $(PY) -m pytest -m fuzz
+	RANDOM_LAYOUTS=200 $(PY) -m pytest tests/parity/test_random_layouts.py
+
+parity: $(VENV)/installed  ## every layout of the table against one process, write docs/parity.md
+	PYTHONPATH=tests/parity $(PY) tests/parity/report.py
 
 accuracy: $(VENV)/installed  ## run many layouts on 4 processes, write docs/accuracy.md
 	$(PY) -m tests.accuracy.loop
 
-bench: $(VENV)/installed  ## speed of planning
+bench: $(VENV)/installed  ## speed of planning; the runtime beside a plain PyTorch loop
 	$(PY) -m tests.accuracy.bench
+	$(PY) -m tests.accuracy.lean --write
 
 wheel: $(VENV)/installed  ## planning works from a wheel where torch is not installed
 	PYTHON="$(PYTHON)" sh tests/check_wheel.sh
