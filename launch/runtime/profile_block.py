@@ -80,9 +80,7 @@ def block_setup(
     )
 
 
-def _split_experts(
-    model: ModelSpec, group: dist.ProcessGroup, recorder: Recorder
-) -> ExpertPlace:
+def _split_experts(model: ModelSpec, group: dist.ProcessGroup, recorder: Recorder) -> ExpertPlace:
     """All experts, each split over the group, as the planner lays them out (etp = tp)."""
     return ExpertPlace(
         slots=contiguous_slots(model.num_experts, 1), etp_rank=dist.get_rank(group), etp=group,
