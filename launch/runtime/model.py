@@ -13,10 +13,10 @@ import functools
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from launch.runtime.attention import whole_attention
 from launch.runtime.experts import MoE
 from launch.runtime.feedforward import FeedForward
 from launch.runtime.norm import RMSNorm
@@ -53,14 +53,6 @@ class Context:
     """Causal attention of this rank's queries [b, s, heads, d] over all keys and values."""
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    out = F.scaled_dot_product_attention(
-        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2),
-        is_causal=True, enable_gqa=q.shape[2] != k.shape[2],
-    )  # fmt: skip
-    return out.transpose(1, 2)
-
-
 class Attention(nn.Module):
     """Causal grouped-query attention; under tensor parallelism, this rank's share of the heads."""
 
@@ -95,7 +87,7 @@ class Attention(nn.Module):
         cos, sin = rope_tables(self.head_dim, self.theta, seq_len, q.device, q.dtype)
         if context:
             cos, sin = cos[context.positions], sin[context.positions]
-        attend = context.attend if context else _attend
+        attend = context.attend if context else whole_attention
         return attend(_rotate(q, cos, sin), _rotate(k, cos, sin), v)
 
     def _heads(self, x: Tensor) -> Tensor:

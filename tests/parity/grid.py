@@ -6,7 +6,6 @@ real error, and a router's choice never hangs on it.
 
 import dataclasses
 import functools
-import itertools
 from typing import Literal
 
 import torch
@@ -28,6 +27,7 @@ from planner.config import (
     ScheduleName,
     ZeroStage,
 )
+from planner.given import even_stages
 from profiler.job import JobSpec
 from profiler.model import ModelSpec
 
@@ -106,15 +106,6 @@ class Case:
             stages=self.stages or even_stages(len(self.model.blocks), self.pp * self.vpp),
             ranks=self.ranks, recompute=self.per_layer, experts=self.experts, table=self.table,
         )  # fmt: skip
-
-
-def even_stages(num_blocks: int, num_stages: int) -> tuple[tuple[int, int], ...]:
-    """Blocks dealt out evenly, the first stages taking one more."""
-    each, more = divmod(num_blocks, num_stages)
-    ends = [0]
-    for stage in range(num_stages):
-        ends.append(ends[-1] + each + (stage < more))
-    return tuple(itertools.pairwise(ends))
 
 
 def batch(step: int, size: int = BATCH, seq_len: int = SEQ_LEN) -> tuple[Tensor, Tensor]:

@@ -19,14 +19,13 @@ from fork import run_ranks
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from launch.runtime.context import (
-    ContextAttention,
+from launch.runtime.attention import (
     block_backward,
     block_forward,
     plain_backward,
     plain_forward,
-    sequence_index,
 )
+from launch.runtime.context import ContextAttention, sequence_index
 from launch.runtime.exchange import all_to_all, gather_uneven, reduce_scatter_uneven
 from launch.runtime.record import Recorder
 from planner.config import CpMethod
