@@ -22,121 +22,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import (
-    ChunkStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    TensorProperties,
-    TensorStorageMetadata,
-)
-from torch.distributed.checkpoint.planner import (
-    LoadPlan,
-    ReadItem,
-    TensorWriteData,
-    WriteItem,
-    WriteItemType,
-)
-from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 from torch.distributed.checkpoint.staging import AsyncStager
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from launch.checkpoints import newest_sound, partial_folder, prune, seal
+from launch.runtime.boxes import Box, LoadPlannerOfBoxes, SavePlannerOfBoxes
 from launch.runtime.pieces import Chunk
 from launch.runtime.trainer import Trainer
 from profiler.errors import UserError
 
 STATE = "training.json"
-Boxes = dict[str, "Box"]
-
-
-class Box:
-    """This rank's boxes of one canonical tensor, as DCP wants them (`_Checkpointable`)."""
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self._shape = torch.Size(shape)
-        self._parts: dict[tuple[int, ...], Tensor] = {}
-
-    def add(self, offset: tuple[int, ...], part: Tensor) -> bool:
-        """Add a box; False where there is one at that offset already."""
-        return self._parts.setdefault(offset, part) is part
-
-    def size(self) -> torch.Size:
-        """Of the whole tensor."""
-        return self._shape
-
-    def copy(self) -> "Box":
-        """With storage of its own on the CPU."""
-        twin = Box(tuple(self._shape))
-        for offset, part in self._parts.items():
-            twin.add(offset, part.detach().to("cpu", copy=True).contiguous())
-        return twin
-
-    def _chunk(self, offset: tuple[int, ...]) -> ChunkStorageMetadata:
-        size = self._parts[offset].size()
-        return ChunkStorageMetadata(offsets=torch.Size(offset), sizes=size)
-
-    def __create_write_items__(self, fqn: str, _object: object) -> list[WriteItem]:
-        return [
-            WriteItem(
-                index=MetadataIndex(fqn, torch.Size(offset)),
-                type=WriteItemType.SHARD,
-                tensor_data=TensorWriteData(
-                    chunk=self._chunk(offset),
-                    properties=TensorProperties(dtype=part.dtype),
-                    size=self._shape,
-                ),
-            )
-            for offset, part in self._parts.items()
-        ]
-
-    def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
-        return [self._chunk(offset) for offset in self._parts]
-
-    def __get_tensor_shard__(self, index: MetadataIndex) -> Tensor:
-        return self._parts[tuple(index.offset or ())]
-
-
-class _SavePlanner(DefaultSavePlanner):
-    """Finds boxes, which are no tensors."""
-
-    def __init__(self) -> None:
-        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
-
-    def lookup_object(self, index: MetadataIndex) -> Tensor:
-        box: Box = self.state_dict[index.fqn]
-        return box.__get_tensor_shard__(index)
-
-
-class _LoadPlanner(DefaultLoadPlanner):
-    """Finds boxes, which are no tensors."""
-
-    def __init__(self) -> None:
-        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
-
-    def set_up_planner(
-        self, state_dict: dict[str, Any], metadata: Metadata | None = None,
-        is_coordinator: bool = False,
-    ) -> None:  # fmt: skip
-        self.state_dict, self.original_state_dict = state_dict, state_dict
-        self.metadata, self.is_coordinator = metadata, is_coordinator
-
-    def create_local_plan(self) -> LoadPlan:
-        if self.metadata is None:
-            raise ValueError("the planner was not set up")
-        items: list[ReadItem] = []
-        for name, box in self.state_dict.items():
-            saved = self.metadata.state_dict_metadata[name]
-            if not isinstance(saved, TensorStorageMetadata):
-                raise ValueError(f"`{name}` is not a tensor in the checkpoint")
-            items += create_read_items_for_chunk_list(name, saved, box.__create_chunk_list__())
-        return LoadPlan(items)
-
-    def lookup_tensor(self, index: MetadataIndex) -> Tensor:
-        box: Box = self.state_dict[index.fqn]
-        return box.__get_tensor_shard__(index)
+Boxes = dict[str, Box]
 
 
 class _Copied(AsyncStager):
@@ -219,7 +117,7 @@ class Checkpoints:
                 state = {"step": step, "layout": self._trainer.label}
                 (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
             saved = async_save(
-                copied, checkpoint_id=folder, process_group=self._group, planner=_SavePlanner(),
+                copied, checkpoint_id=folder, process_group=self._group, planner=SavePlannerOfBoxes(),
                 async_stager=_Copied(),
             )  # fmt: skip
             assert isinstance(saved, Future)
@@ -261,7 +159,7 @@ class Checkpoints:
         _check_names(boxes, folder)
         load(
             boxes, checkpoint_id=folder, process_group=self._group,
-            planner=_LoadPlanner(),
+            planner=LoadPlannerOfBoxes(),
         )  # fmt: skip
         with torch.no_grad():
             for source, twin in twins:
