@@ -74,7 +74,7 @@ class Box:
         return self._parts[tuple(index.offset or ())]
 
 
-class SavePlannerOfBoxes(DefaultSavePlanner):
+class BoxSavePlanner(DefaultSavePlanner):
     """Finds boxes, which are no tensors."""
 
     def __init__(self) -> None:
@@ -85,7 +85,7 @@ class SavePlannerOfBoxes(DefaultSavePlanner):
         return box.__get_tensor_shard__(index)
 
 
-class LoadPlannerOfBoxes(DefaultLoadPlanner):
+class BoxLoadPlanner(DefaultLoadPlanner):
     """Finds boxes, which are no tensors."""
 
     def __init__(self) -> None:

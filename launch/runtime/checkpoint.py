@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from launch.checkpoints import newest_sound, partial_folder, prune, seal
-from launch.runtime.boxes import Box, LoadPlannerOfBoxes, SavePlannerOfBoxes
+from launch.runtime.boxes import Box, BoxLoadPlanner, BoxSavePlanner
 from launch.runtime.pieces import Chunk
 from launch.runtime.trainer import Trainer
 from profiler.errors import UserError
@@ -117,7 +117,7 @@ class Checkpoints:
                 state = {"step": step, "layout": self._trainer.label}
                 (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
             saved = async_save(
-                copied, checkpoint_id=folder, process_group=self._group, planner=SavePlannerOfBoxes(),
+                copied, checkpoint_id=folder, process_group=self._group, planner=BoxSavePlanner(),
                 async_stager=_Copied(),
             )  # fmt: skip
             assert isinstance(saved, Future)
@@ -159,7 +159,7 @@ class Checkpoints:
         _check_names(boxes, folder)
         load(
             boxes, checkpoint_id=folder, process_group=self._group,
-            planner=LoadPlannerOfBoxes(),
+            planner=BoxLoadPlanner(),
         )  # fmt: skip
         with torch.no_grad():
             for source, twin in twins:
