@@ -100,10 +100,28 @@ def _is_covered(config: ParallelConfig, placement: Placement, model: ModelSpec) 
     )
 
 
+def _candidate(costs: CostModel, config: ParallelConfig, placement: Placement) -> Candidate:
+    """The layout with its cost, where the cost model and the profile reach it."""
+    if not _is_covered(config, placement, costs.model) or not costs.covers(config):
+        return Candidate(config=config, placement=placement, estimate=None)
+    prepared = costs.prepare(config, placement.stages)
+    if prepared is None:
+        raise ValueError("given stages need no split")
+    if prepared.peak_bytes > costs.capacity_bytes:
+        raise UserError(
+            f"layout `{config.label}` needs {prepared.peak_bytes / 2**30:.1f} GiB on its fullest "
+            f"device (limit {costs.capacity_bytes / 2**30:.1f} GiB)",
+            hint="`meshwright plan` without `--layout` looks for one that fits",
+            kind="infeasible",
+        )
+    return estimate(costs, prepared)
+
+
 def plan_for(model: ModelSpec, job: JobSpec, profile: Profile, layout: LayoutFile) -> Plan:
     """The plan of one given layout. Pure: equal inputs, equal plan.
 
-    Raises `UserError` for a layout that cannot be, or needs other devices than there are.
+    Raises `UserError` for a layout that cannot be, needs other devices than there are, or more
+    memory than they have.
     """
     check_profile(model, job, profile)
     config, placement = layout.config, layout.placement(model)
@@ -114,12 +132,7 @@ def plan_for(model: ModelSpec, job: JobSpec, profile: Profile, layout: LayoutFil
             f"cluster `{profile.cluster.name}` has {profile.cluster.num_devices}",
             hint="pp * dp_replicate * dp_shard * cp * tp is the number of devices",
         )
-    chosen = Candidate(config=config, placement=placement, estimate=None)
-    if _is_covered(config, placement, model):
-        costs = CostModel(model, job, profile)
-        if costs.covers(config):
-            prepared = costs.prepare(config, placement.stages)
-            chosen = chosen if prepared is None else estimate(costs, prepared)
+    chosen = _candidate(CostModel(model, job, profile), config, placement)
     plan = Plan(
         id="",
         model=model,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from launch.runtime.context import ContextAttention, sequence_index
-from launch.runtime.experts import ExpertPlace, MoE, contiguous_slots
+from launch.runtime.experts import ExpertPlace, Experts, MoE, contiguous_slots
 from launch.runtime.mesh import Mesh
 from launch.runtime.model import Attention, Context, Stage
 from launch.runtime.pieces import Held
@@ -49,8 +49,13 @@ def build_stages(
             moe.move(_expert_place(moe, stage, model, placement, mesh, recorder))
         for attention in (m for m in stage.modules() if isinstance(m, Attention)):
             attention.context = context
+        # FSDP keeps float32 shards and gathers them in `dtype`; the rest computes as it is kept.
         wide = torch.promote_types(dtype, torch.float32)
-        _materialise(stage, device, wide if is_sharded else dtype)
+        stage.to(wide if is_sharded else dtype)
+        if mesh.size("edp") == 1:
+            for experts in (m for m in stage.modules() if isinstance(m, Experts)):
+                experts.to(dtype)
+        _materialise(stage, device)
         is_tied = model.tie_embeddings and (config.pp > 1 or is_sharded)
         if model.tie_embeddings and not is_tied:
             stage.tie()
@@ -109,10 +114,10 @@ def _expert_place(
     )
 
 
-def _materialise(stage: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Storage for parameters, in `dtype`, and zeros for buffers, which stay in float32."""
+def _materialise(stage: nn.Module, device: torch.device) -> None:
+    """Storage for parameters, and zeros for buffers, which are float32."""
     names = [(m, n) for m in stage.modules() for n, b in m.named_buffers(recurse=False)]
-    stage.to(dtype).to_empty(device=device)
+    stage.to_empty(device=device)
     for module, name in names:
         shape = module.get_buffer(name).shape
         module.register_buffer(name, torch.zeros(shape, device=device))

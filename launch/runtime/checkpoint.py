@@ -113,7 +113,7 @@ class Checkpoints:
         try:
             if self._rank == 0:
                 shutil.rmtree(folder, ignore_errors=True)
-                folder.mkdir(parents=True)
+                folder.mkdir(parents=True, exist_ok=True)  # another rank's DCP may be first
                 state = {"step": step, "layout": self._trainer.label}
                 (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
             saved = async_save(
@@ -157,10 +157,7 @@ class Checkpoints:
         ready_optimizer(self._trainer, step)
         boxes, twins = state_of(self._trainer)
         _check_names(boxes, folder)
-        load(
-            boxes, checkpoint_id=folder, process_group=self._group,
-            planner=BoxLoadPlanner(),
-        )  # fmt: skip
+        load(boxes, checkpoint_id=folder, process_group=self._group, planner=BoxLoadPlanner())
         with torch.no_grad():
             for source, twin in twins:
                 twin.copy_(source)

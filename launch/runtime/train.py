@@ -102,6 +102,8 @@ class _Log:
         """Keeps the header and the steps before `first_step` of an earlier attempt."""
         kept = _rows(path)
         self.has_header = bool(kept)
+        if kept:  # its memory holds, the process is another
+            kept[0] |= {"host": socket.gethostname(), "pid": os.getpid()}
         self._early: list[dict[str, Any]] = []
         self._out: TextIO = path.open("w", encoding="utf-8")
         for row in kept[:1] + [row for row in kept[1:] if row["step"] < first_step]:

@@ -74,6 +74,15 @@ def test_a_layout_that_cannot_be_names_the_rule(
     assert not Path("plan.json").exists()
 
 
+def test_a_layout_that_does_not_fit_is_refused(meshwright: Run) -> None:
+    write("tp: 2\n")
+    ask = ("-m", "llama3-70b", "-c", "h100-1x2", "--global-batch", 8, "--layout", "layout.yaml")
+    done = meshwright("plan", *ask)
+    assert done.code == 3
+    assert "GiB on its fullest device (limit 7" in done.err
+    assert not Path("plan.json").exists()
+
+
 def test_a_layout_and_pins_exclude_each_other(meshwright: Run) -> None:
     write("tp: 4\n")
     done = meshwright("plan", *ASK, "--layout", "layout.yaml", "--pin", "tp=4")
