@@ -6,6 +6,9 @@ left out are 1, and stages left out share the blocks evenly.
 """
 
 from itertools import pairwise
+from typing import Annotated
+
+from annotated_types import Gt, Le
 
 from planner.config import (
     CpMethod,
@@ -25,25 +28,28 @@ from planner.space import RECOMPUTES, SCHEDULES
 from profiler.codec import record, replace
 from profiler.errors import UserError
 from profiler.job import JobSpec
-from profiler.model import ModelSpec, NotNegative, Positive
+from profiler.model import ModelSpec, NotNegative
 from profiler.profile import Profile
+
+
+Degree = Annotated[int, Gt(0), Le(10**5)]
 
 
 @record
 class LayoutFile:
     """Content of a layout file."""
 
-    pp: Positive = 1
-    vpp: Positive = 1
-    dp_replicate: Positive = 1
-    dp_shard: Positive = 1
+    pp: Degree = 1
+    vpp: Annotated[int, Gt(0), Le(64)] = 1
+    dp_replicate: Degree = 1
+    dp_shard: Degree = 1
     zero: ZeroStage = 0
-    cp: Positive = 1
+    cp: Degree = 1
     cp_method: CpMethod = "ring"
-    tp: Positive = 1
-    ep: Positive = 1
-    etp: Positive = 1
-    micro_batch: Positive = 1
+    tp: Degree = 1
+    ep: Degree = 1
+    etp: Degree = 1
+    micro_batch: Degree = 1
     recompute: Recompute = "none"
     schedule: ScheduleName = "1f1b"
     stages: tuple[tuple[NotNegative, NotNegative], ...] = ()
@@ -124,14 +130,15 @@ def plan_for(model: ModelSpec, job: JobSpec, profile: Profile, layout: LayoutFil
     memory than they have.
     """
     check_profile(model, job, profile)
-    config, placement = layout.config, layout.placement(model)
-    check_layout(model, job, config, placement)
+    config = layout.config
     if config.num_devices != profile.cluster.num_devices:
         raise UserError(
             f"layout `{config.label}` needs {config.num_devices} devices, "
             f"cluster `{profile.cluster.name}` has {profile.cluster.num_devices}",
             hint="pp * dp_replicate * dp_shard * cp * tp is the number of devices",
         )
+    placement = layout.placement(model)
+    check_layout(model, job, config, placement)
     chosen = _candidate(CostModel(model, job, profile), config, placement)
     plan = Plan(
         id="",

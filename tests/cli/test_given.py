@@ -48,7 +48,7 @@ def test_a_layout_that_the_cost_model_covers_costs_what_the_search_says(meshwrig
     ("text", "message", "hint"),
     [
         ("pp: 8\n", "needs 8 devices", "number of devices"),
-        ("tp: 3\n", "tp must divide the attention heads (heads-tp)", None),
+        ("pp: 4\nvpp: 65\n", "less than or equal to 64", None),
         ("zero: 2\ntp: 4\n", "(zero-dp-shard)", None),
         ("pp: 4\nschedule: zbv\n", "(schedule-vpp)", None),
         ("pp: 2\ndp_shard: 2\nzero: 2\nschedule: zero_bubble\n", "(split-backward-zero)", None),
