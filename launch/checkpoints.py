@@ -71,6 +71,8 @@ def damage(folder: Path) -> str | None:
     """None where every file of a complete checkpoint is as it was written, else what is wrong."""
     try:
         table = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+        if not table:  # every checkpoint has files: such a seal is nobody's
+            return f"`{SEAL}` names no files"
         for name, (size, checksum) in table.items():
             path = folder / name
             if not path.is_file():

@@ -31,7 +31,6 @@ from profiler.job import JobSpec
 from profiler.model import ModelSpec, NotNegative
 from profiler.profile import Profile
 
-
 Degree = Annotated[int, Gt(0), Le(10**5)]
 
 
@@ -123,8 +122,10 @@ def _candidate(costs: CostModel, config: ParallelConfig, placement: Placement) -
     return estimate(costs, prepared)
 
 
-def plan_for(model: ModelSpec, job: JobSpec, profile: Profile, layout: LayoutFile) -> Plan:
-    """The plan of one given layout. Pure: equal inputs, equal plan.
+def plan_for(
+    model: ModelSpec, job: JobSpec, profile: Profile, layout: LayoutFile, place: str
+) -> Plan:
+    """The plan of one given layout, which errors call `place`. Pure: equal inputs, equal plan.
 
     Raises `UserError` for a layout that cannot be, needs other devices than there are, or more
     memory than they have.
@@ -136,9 +137,13 @@ def plan_for(model: ModelSpec, job: JobSpec, profile: Profile, layout: LayoutFil
             f"layout `{config.label}` needs {config.num_devices} devices, "
             f"cluster `{profile.cluster.name}` has {profile.cluster.num_devices}",
             hint="pp * dp_replicate * dp_shard * cp * tp is the number of devices",
+            place=place,
         )
     placement = layout.placement(model)
-    check_layout(model, job, config, placement)
+    try:
+        check_layout(model, job, config, placement, place)
+    except UserError as e:  # a table that cannot be read does not know its file
+        raise UserError(e.message, hint=e.hint, place=e.place or place) from None
     chosen = _candidate(CostModel(model, job, profile), config, placement)
     plan = Plan(
         id="",

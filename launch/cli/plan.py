@@ -65,7 +65,8 @@ def run(
     elif pin or forbid:
         raise UserError("`--layout` leaves nothing to `--pin` or `--forbid`")
     else:
-        result = plan_for(spec, job, facts, decode(LayoutFile, read_text(layout), str(layout)))
+        given_layout = decode(LayoutFile, read_text(layout), str(layout))
+        result = plan_for(spec, job, facts, given_layout, str(layout))
     text = encode(result)
     write_atomic(out, text)
     if as_json:

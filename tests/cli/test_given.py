@@ -58,6 +58,9 @@ def test_a_layout_that_the_cost_model_covers_costs_what_the_search_says(meshwrig
         (
             'pp: 4\nschedule: table\ntable: ["0F0"]\n', "not a schedule of these stages", None,
         ),
+        (
+            'pp: 4\nschedule: table\ntable: ["0X0"]\n', "layout.yaml: `0X0` in row 0", "like `2F0`",
+        ),
         ("pp: 2\ndp: 2\n", "layout.yaml:2: unknown key `dp`", "dp_replicate"),
         ("pp: two\n", "layout.yaml:1:", None),
         ("{}\n", "needs 1 devices", None),

@@ -152,7 +152,7 @@ def test_the_newest_are_kept(saved: Path) -> None:
     assert find_checkpoint(saved) == complete_folder(root, 3)
 
 
-@pytest.mark.parametrize("how", ["truncated", "changed", "missing", "unsealed"])
+@pytest.mark.parametrize("how", ["truncated", "changed", "missing", "unsealed", "empty"])
 def test_a_damaged_checkpoint_is_never_taken(saved: Path, tmp_path: Path, how: str) -> None:
     root = checkpoint_root(tmp_path)
     shutil.copytree(checkpoint_root(saved), root)
@@ -166,7 +166,7 @@ def test_a_damaged_checkpoint_is_never_taken(saved: Path, tmp_path: Path, how: s
     elif how == "missing":
         victim.unlink()
     else:
-        (newest / "seal.json").write_text("{")
+        (newest / "seal.json").write_text("{" if how == "unsealed" else "{}")
     assert damage(newest) is not None
     folder, warnings = newest_sound(root)
     assert folder == complete_folder(root, 2)
