@@ -16,8 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NoReturn
 
-from launch.artifact import write_atomic
-from launch.checkpoints import find_checkpoint
+from launch.artifact import is_folder, write_atomic
+from launch.checkpoints import find_checkpoint, step_of
 from launch.collect import collect
 from launch.faults import first_fault
 from launch.framework.native import check_runnable, command
@@ -59,7 +59,7 @@ def check_here(plan: Plan, *, any_host: bool) -> None:
     if node.num_nodes > 1:
         raise UserError(
             f"plan `{plan.id}` is for {node.num_nodes} nodes; `launch` runs on one",
-            hint="`--dry-run` prints the command to start on each node",
+            hint="`--prepare` makes the run's folder and prints the command to start on each node",
             kind="stale",
         )
     if not node.device.is_host:
@@ -90,11 +90,18 @@ def check_recipe(plan: Plan, recipe: Recipe) -> None:
     the checkpoint."""
     open_tokens(recipe.data_file, plan.model, plan.job)
     if recipe.resume_folder is not None:
-        find_checkpoint(recipe.resume_folder)
+        step = step_of(find_checkpoint(recipe.resume_folder))
+        if step >= recipe.total_steps:
+            raise UserError(
+                f"the checkpoint has {step} steps behind it, and the run ends after "
+                f"{recipe.total_steps}",
+                hint="raise `--steps`: steps count from the beginning of the training",
+                place=recipe.resume,
+            )
     folder = recipe.weights_folder
     if folder is None:
         return
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise UserError(
             f"no such folder: `{folder}`",
             hint="give a Hugging Face model folder with `--weights FOLDER`",
@@ -220,7 +227,9 @@ def _finish(
     message: str,
 ) -> NoReturn:
     """Keep what there is of a run that did not end well, and raise."""
-    observed = collect(plan, run_dir, state)
+    observed = None
+    with contextlib.suppress(UserError):  # records that cannot be read do not hide what ended it
+        observed = collect(plan, run_dir, state)
     done = observed.steps_done if observed else 0
     assert state != "complete"
     with contextlib.suppress(UserError):  # on a full disk what ended the run matters more

@@ -26,6 +26,15 @@ def _read(cls: type[T], path: Path, kind: str, version: str) -> T:
     return value
 
 
+def is_folder(path: Path) -> bool:
+    """Whether there is such a folder; `UserError` where we may not look."""
+    try:
+        return path.is_dir()
+    except OSError as e:
+        reason = (e.strerror or str(e)).lower()
+        raise UserError(f"cannot read the folder: {reason}", place=str(path)[:200]) from None
+
+
 def read_profile(path: Path) -> Profile:
     """`profile.json`; `UserError` with place and hint where it is not one."""
     return _read(Profile, path, "profile", PROFILE_VERSION)

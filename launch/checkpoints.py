@@ -8,6 +8,7 @@ with the size and checksum (CRC-32) of every other file. One that does not match
 loaded. Knows files alone; `launch.runtime.checkpoint` knows what is in them.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -16,9 +17,12 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from launch.artifact import is_folder
 from profiler.errors import UserError
 
 SEAL = "seal.json"
+STATE = "training.json"
+"""Steps trained, written first; DCP's `.metadata` is written last."""
 _NAME = re.compile(r"step-(\d{8})")
 _CHUNK = 2**22
 
@@ -71,8 +75,8 @@ def damage(folder: Path) -> str | None:
     """None where every file of a complete checkpoint is as it was written, else what is wrong."""
     try:
         table = json.loads((folder / SEAL).read_text(encoding="utf-8"))
-        if not table:  # every checkpoint has files: such a seal is nobody's
-            return f"`{SEAL}` names no files"
+        if not {STATE, ".metadata"} <= set(table):
+            return f"`{SEAL}` does not name all files"
         for name, (size, checksum) in table.items():
             path = folder / name
             if not path.is_file():
@@ -81,16 +85,20 @@ def damage(folder: Path) -> str | None:
                 return f"`{name}` has {path.stat().st_size} bytes of {size}"
             if _checksum(path) != checksum:
                 return f"`{name}` has other content than was written"
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return f"`{SEAL}` cannot be read"
     return None
 
 
 def complete_checkpoints(root: Path) -> list[Path]:
     """Complete ones, newest first, whether damaged or not."""
-    if not root.is_dir():
+    if not is_folder(root):
         return []
-    found = [p for p in root.iterdir() if _NAME.fullmatch(p.name) and p.is_dir()]
+    try:
+        found = [p for p in root.iterdir() if _NAME.fullmatch(p.name) and p.is_dir()]
+    except OSError as e:
+        reason = (e.strerror or str(e)).lower()
+        raise UserError(f"cannot read the folder: {reason}", place=str(root)) from None
     return sorted(found, key=step_of, reverse=True)
 
 
@@ -106,12 +114,23 @@ def newest_sound(root: Path) -> tuple[Path | None, list[str]]:
     return None, warnings
 
 
-def prune(root: Path, keep: int) -> None:
-    """Remove all complete checkpoints but the `keep` newest."""
-    for folder in complete_checkpoints(root)[keep:]:
+def prune(root: Path, keep: int, newest: int) -> None:
+    """Remove all complete checkpoints but the `keep` newest up to step `newest`, as far as the file
+    system lets us. Later ones are of an attempt that was given up: they were damaged."""
+    found = complete_checkpoints(root)
+    later = [folder for folder in found if step_of(folder) > newest]
+    for folder in later + found[len(later) :][keep:]:
         doomed = folder.with_name(f".{folder.name}.removed")
-        folder.rename(doomed)  # so that a half-removed one is never taken for complete
-        shutil.rmtree(doomed)
+        with contextlib.suppress(OSError):
+            folder.rename(doomed)  # so that a half-removed one is never taken for complete
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def sweep(root: Path) -> None:
+    """Remove what faults left half written or half removed."""
+    for pattern in (".step-*.partial", ".step-*.removed"):
+        for folder in root.glob(pattern):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def checkpoint_root(run_dir: Path) -> Path:
@@ -125,7 +144,7 @@ def find_checkpoint(path: Path) -> Path:
     Raises `UserError` where there is none.
     """
     if _NAME.fullmatch(path.name):
-        wrong = damage(path) if path.is_dir() else "there is no such folder"
+        wrong = damage(path) if is_folder(path) else "there is no such folder"
         if wrong:
             raise UserError(f"cannot resume from the checkpoint: {wrong}", place=str(path))
         return path

@@ -154,8 +154,6 @@ def plan_for(
         options=SearchOptions(pin={}, forbid={}, top=0),
         chosen=chosen,
         alternatives=(),
-        counts=SearchCounts(
-            enumerated=1, rejected={}, pruned=0, simulated=int(bool(chosen.estimate))
-        ),
+        counts=SearchCounts(enumerated=0, rejected={}, pruned=0, simulated=0),
     )
     return replace(plan, id=plan_id(plan))

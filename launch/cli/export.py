@@ -20,14 +20,15 @@ def run(
 ) -> None:
     """Write a run's weights as Hugging Face safetensors."""
     from launch.apply import check_torch
-    from launch.artifact import read_plan
+    from launch.artifact import is_folder, read_plan
     from launch.checkpoints import find_checkpoint, step_of
     from profiler.codec import canonical
     from profiler.errors import UserError
 
     if precision not in ("bf16", "fp32"):
         raise UserError(f"weights are not written in `{precision}`", hint="bf16 or fp32")
-    if not run_dir.is_dir():
+    run_dir = run_dir.absolute()
+    if not is_folder(run_dir):
         raise UserError(f"no such folder: `{run_dir}`", hint="give the folder of a run")
     check_torch()
     checkpoint = find_checkpoint(run_dir)

@@ -51,13 +51,16 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the command, do nothing.")
     ] = False,
+    prepare: Annotated[
+        bool, typer.Option("--prepare", help="Make the run's folder, print the command.")
+    ] = False,
     any_host: Annotated[
         bool, typer.Option("--any-host", help="Also where the profile is not of.")
     ] = False,
     as_json: Json = False,
 ) -> None:
     """Run a plan: writes runs/<plan-id>/ and trains in it."""
-    from launch.apply import check_here, launch
+    from launch.apply import check_here, launch, make_run_dir
     from launch.artifact import read_plan
     from launch.framework.native import check_runnable, command
     from launch.recipe import read_recipe, recipe_of
@@ -81,15 +84,17 @@ def run(
     typed = {k for k in flags if getattr(ctx.get_parameter_source(k), "name", "") != "DEFAULT"}
     changes = {FIELDS.get(k, k): v for k, v in flags.items() if k in typed}
     how = read_recipe(recipe, changes) if recipe else recipe_of(changes)
-    if dry_run:
+    if dry_run or prepare:
         check_runnable(content)
-        what = command(content, runs.absolute() / content.id, how)
+        folder = runs.absolute() / content.id if dry_run else make_run_dir(content, how, runs)
+        what = command(content, folder, how)
         document = {
             "format_version": "1.0",
             "kind": "command",
             "argv": list(what.argv),
             "env": dict(what.env),
             "recipe": to_plain(how),
+            "run_dir": str(folder),
         }
         typer.echo(canonical(document) if as_json else f"{what.text}\n", nl=False)
         return

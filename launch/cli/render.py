@@ -42,7 +42,7 @@ def heading(plan: Plan) -> str:
 def considered(plan: Plan) -> str:
     """What became of the enumerated layouts."""
     counts = plan.counts
-    if counts.enumerated == 1:
+    if counts.enumerated == 0:
         return "One layout, given"
     unfit = counts.rejected.get(MEMORY_RULE, 0)
     ruled_out = sum(counts.rejected.values()) - unfit

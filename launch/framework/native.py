@@ -18,6 +18,11 @@ from profiler.errors import UserError
 DEFAULT_PORT = 29500
 
 
+def _quoted(word: str) -> str:
+    """For a shell, which is to fill in $HEAD_NODE."""
+    return f'"{word}"' if "$HEAD_NODE" in word else shlex.quote(word)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
     """What to start on each node: arguments, and what to add to the environment."""
@@ -29,7 +34,7 @@ class Command:
     def text(self) -> str:
         """The command as one would type it."""
         env = [f"{k}={shlex.quote(v)}" for k, v in self.env]
-        return " ".join([*env, shlex.join(self.argv)])
+        return " ".join([*env, *(_quoted(word) for word in self.argv)])
 
 
 def check_runnable(plan: Plan) -> None:

@@ -9,6 +9,7 @@ Saving copies the state, then writes it in a thread with a process group of its 
 goes on; the last thing is the seal (`launch.checkpoints`).
 """
 
+import datetime
 import errno
 import json
 import shutil
@@ -27,13 +28,25 @@ from torch.distributed.checkpoint.staging import AsyncStager
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
-from launch.checkpoints import newest_sound, partial_folder, prune, seal
+from launch.checkpoints import (
+    STATE,
+    find_checkpoint,
+    newest_sound,
+    partial_folder,
+    prune,
+    seal,
+    step_of,
+    sweep,
+)
 from launch.runtime.boxes import Box, BoxLoadPlanner, BoxSavePlanner
+from launch.runtime.hf_names import canonical_names
 from launch.runtime.pieces import Chunk
 from launch.runtime.trainer import Trainer
 from profiler.errors import UserError
+from profiler.model import ModelSpec
 
-STATE = "training.json"
+WRITING = datetime.timedelta(hours=12)
+"""Patience of ranks with one that still writes or seals."""
 Boxes = dict[str, Box]
 
 
@@ -97,7 +110,7 @@ class Checkpoints:
     def __init__(self, trainer: Trainer, root: Path, *, keep: int) -> None:
         self._trainer, self._root, self._keep = trainer, root, keep
         self._rank = dist.get_rank()
-        self._group = dist.new_group(backend="gloo")
+        self._group = dist.new_group(backend="gloo", timeout=WRITING)
         self._pool = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
 
@@ -124,7 +137,7 @@ class Checkpoints:
             saved.result()
             if self._rank == 0:
                 seal(self._root, step)
-                prune(self._root, self._keep)
+                prune(self._root, self._keep, step)
         except (OSError, CheckpointException) as e:
             if self._rank == 0:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -145,18 +158,36 @@ class Checkpoints:
         """The newest sound checkpoint of this run, the same on every rank."""
         found: list[Path | None] = [None]
         if self._rank == 0:
+            sweep(self._root)
             found[0], damaged = newest_sound(self._root)
             for sentence in damaged:
                 print(f"warning: {sentence}", flush=True)
         dist.broadcast_object_list(found, src=0, group=self._group)
         return found[0]
 
+    def find(self, path: Path) -> Path:
+        """`launch.checkpoints.find_checkpoint`, decided by one rank for all."""
+        found: list[Path | UserError | None] = [None]
+        if self._rank == 0:
+            try:
+                found[0] = find_checkpoint(path)
+            except UserError as e:
+                found[0] = e
+        dist.broadcast_object_list(found, src=0, group=self._group)
+        if not isinstance(found[0], Path):
+            raise found[0] or ValueError("nothing was broadcast")
+        return found[0]
+
+    def meet(self) -> None:
+        """Wait for all ranks, also for one that still seals."""
+        dist.barrier(group=self._group)
+
     def load(self, folder: Path) -> int:
         """Set the trainer's state from a checkpoint of any layout; steps trained by then."""
-        step = int(json.loads((folder / STATE).read_text(encoding="utf-8"))["step"])
+        step = step_of(folder)
+        check_names(folder, self._trainer.model)
         ready_optimizer(self._trainer, step)
         boxes, twins = state_of(self._trainer)
-        _check_names(boxes, folder)
         load(boxes, checkpoint_id=folder, process_group=self._group, planner=BoxLoadPlanner())
         with torch.no_grad():
             for source, twin in twins:
@@ -165,16 +196,22 @@ class Checkpoints:
         return step
 
 
-def _check_names(boxes: Boxes, folder: Path) -> None:
+def check_names(folder: Path, model: ModelSpec) -> None:
     """Raise `UserError` where the checkpoint is of another model."""
-    known = FileSystemReader(folder).read_metadata().state_dict_metadata
-    for name, box in boxes.items():
-        saved = getattr(known.get(name), "size", None)
-        if saved != box.size():
-            was = "does not have" if saved is None else f"holds {tuple(saved)} of"
+    saved = FileSystemReader(folder).read_metadata().state_dict_metadata
+    kinds = ("weight/", "buffer/")
+    found = {
+        name.partition("/")[2]: tuple(getattr(about, "size", ()))
+        for name, about in saved.items()
+        if name.startswith(kinds)
+    }
+    wanted = canonical_names(model)
+    for name in sorted(set(wanted) | set(found)):
+        if found.get(name) != wanted.get(name):
+            has = "does not have" if name not in found else f"holds {found[name]} of"
             raise UserError(
-                f"the checkpoint {was} `{name}` {tuple(box.size())}",
-                hint="resume with a plan for the model that was trained",
+                f"the checkpoint {has} `{name}`, of which the model has {wanted.get(name, 'none')}",
+                hint="the checkpoint is of another model than the plan",
                 place=str(folder),
             )
 

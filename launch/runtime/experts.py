@@ -165,8 +165,9 @@ class MoE(nn.Module):
             received, counts, [mine] * place.ep.size(), place.slots_per_rank, place.ep, "ep"
         )()
         table = received.view(place.ep.size(), mine)
-        inputs = [int(part.sum()) for part in torch.split(counts, place.slots_per_rank)]
-        outputs: list[int] = table.sum(1).tolist()
+        sent = torch.stack([part.sum() for part in torch.split(counts, place.slots_per_rank)])
+        both: list[list[int]] = torch.stack([sent, table.sum(1)]).tolist()  # one wait for a GPU
+        inputs, outputs = both
         rows = all_to_all(rows, outputs, inputs, place.ep, place.recorder, "ep")
         rows = self._compute(rows, table)
         return all_to_all(rows, inputs, outputs, place.ep, place.recorder, "ep")

@@ -3,35 +3,43 @@
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
+from launch.runtime.checkpoint import check_names
 from launch.runtime.huggingface import canonical_names, write_hf
-from profiler.errors import UserError
 from profiler.model import ModelSpec
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
+class _Reader(FileSystemReader):
+    """Reads the metadata once for all tensors."""
+
+    _kept: Metadata | None = None
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        if self._kept is None:
+            self._kept = super().read_metadata(*args, **kwargs)
+        return self._kept
+
+
 def _tensors(checkpoint: Path, model: ModelSpec) -> Iterator[tuple[str, Tensor]]:
-    saved = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+    reader = _Reader(checkpoint)
+    saved = reader.read_metadata().state_dict_metadata
     for name, shape in canonical_names(model).items():
-        key = next((k for k in (f"weight/{name}", f"buffer/{name}") if k in saved), None)
-        about = saved[key] if key else None
-        if key is None or not isinstance(about, TensorStorageMetadata) or about.size != shape:
-            raise UserError(
-                f"the checkpoint has no `{name}` of shape {list(shape)}",
-                hint="it is of another model than the plan's",
-                place=str(checkpoint),
-            )
+        key = f"weight/{name}" if f"weight/{name}" in saved else f"buffer/{name}"
+        about = saved[key]
+        assert isinstance(about, TensorStorageMetadata)
         state = {key: torch.empty(shape, dtype=about.properties.dtype)}
         with warnings.catch_warnings():  # one process is what we want
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            load(state, checkpoint_id=checkpoint, no_dist=True)
+            load(state, storage_reader=reader, no_dist=True)
         yield name, state[key]
 
 
@@ -40,4 +48,5 @@ def export(checkpoint: Path, model: ModelSpec, folder: Path, precision: str) -> 
 
     Raises `UserError` where the checkpoint is of another model, or the folder exists.
     """
+    check_names(checkpoint, model)
     write_hf(folder, model, _tensors(checkpoint, model), DTYPES[precision])

@@ -20,6 +20,8 @@ from planner.grid import DATA_AXES, AnyAxis, Grid
 from planner.pipeline import owners_of
 from profiler.errors import UserError
 
+TIMEOUT = datetime.timedelta(minutes=10)
+"""After which a collective that not every rank entered is an error."""
 MESH_AXES: dict[str, tuple[AnyAxis, ...]] = {
     "pp": ("pp",),
     "dp_replicate": ("dp_replicate",),
@@ -81,7 +83,9 @@ class _Groups:
     def of(self, ranks: tuple[int, ...]) -> dist.ProcessGroup:
         """Group whose members are `ranks` in this order; this rank is one of them."""
         if ranks not in self._made:
-            group = dist.new_group(list(ranks), sort_ranks=False, use_local_synchronization=True)
+            group = dist.new_group(
+                list(ranks), timeout=TIMEOUT, sort_ranks=False, use_local_synchronization=True
+            )
             if tuple(dist.get_process_group_ranks(group)) != ranks:
                 raise RuntimeError(f"group {ranks} was made in another order")
             self._made[ranks] = group
@@ -140,7 +144,3 @@ def _tied_group(
     if first == last or coordinate["pp"] not in (first, last):
         return None
     return make.of(tuple(grid.rank(coordinate | {"pp": pp}) for pp in (first, last)))
-
-
-TIMEOUT = datetime.timedelta(minutes=10)
-"""After which a collective that not every rank entered is an error."""

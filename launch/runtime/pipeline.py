@@ -71,7 +71,7 @@ class SingleStage:
                     waiting[k] = self._stage(xs[k], ys[k])
                     losses.append(waiting[k].detach())
                 elif action.op == "B":
-                    last = not waiting or action is self._row[-1]
+                    last = action is self._row[-1]
                     before_backward(self._stage, self._zero, last=last)
                     torch.autograd.backward(waiting.pop(k))
                     self._after_backward()

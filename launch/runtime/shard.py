@@ -45,7 +45,7 @@ class _AllGather(DefaultAllGather):
     ) -> Any:  # fmt: skip
         wait = self._recorder.all_gather(output_tensor, input_tensor, group, self._axis)
         if async_op:
-            return _Work(wait)
+            raise ValueError("FSDP is not asked for collectives that it waits for itself")
         wait()
         return None
 
@@ -64,16 +64,9 @@ class _ReduceScatter(DefaultReduceScatter):
             raise RuntimeError(f"gradients are to be summed, not {op}")
         wait = self._recorder.reduce_scatter(output_tensor, input_tensor, group, self._axis)
         if async_op:
-            return _Work(wait)
+            raise ValueError("FSDP is not asked for collectives that it waits for itself")
         wait()
         return None
-
-
-class _Work:
-    """What FSDP takes for a `dist.Work`."""
-
-    def __init__(self, wait: Any) -> None:
-        self.wait = wait
 
 
 def _shard_dim(parameter: nn.Parameter, ranks: int) -> int:

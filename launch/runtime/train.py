@@ -23,7 +23,8 @@ from typing import Any, TextIO
 import torch
 import torch.distributed as dist
 
-from launch.checkpoints import checkpoint_root, find_checkpoint
+from launch.artifact import write_atomic
+from launch.checkpoints import checkpoint_root
 from launch.recipe import FILE_NAME, Recipe, read_recipe
 from launch.runtime.checkpoint import Checkpoints
 from launch.runtime.data import TokenData
@@ -55,9 +56,17 @@ def _read_plan(path: Path) -> Plan:
     return plan
 
 
-def _device() -> torch.device:
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+def _device(plan: Plan) -> torch.device:
+    kind = plan.cluster.uniform.device
+    if not kind.is_host:
+        local, found = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if local >= found:
+            raise UserError(
+                f"the plan is for {kind.name}, and torch sees {found} GPUs on "
+                f"{socket.gethostname()}",
+                hint="install a torch build for its GPUs, or look at CUDA_VISIBLE_DEVICES",
+            )
+        device = torch.device("cuda", local)
         torch.cuda.set_device(device)
         return device
     # More threads per process than its share of the cores slow all of them down many times.
@@ -83,7 +92,7 @@ def _choose_interface(plan: Plan) -> None:
         os.environ[variable] = names[node]
 
 
-def _header(mesh: Mesh, device: torch.device, memory: dict[str, Any]) -> dict[str, Any]:
+def _header(mesh: Mesh, device: torch.device, memory: dict[str, Any] | None) -> dict[str, Any]:
     return {
         "rank": mesh.rank,
         "coordinate": dict(mesh.coordinate),
@@ -105,9 +114,9 @@ class _Log:
         if kept:  # its memory holds, the process is another
             kept[0] |= {"host": socket.gethostname(), "pid": os.getpid()}
         self._early: list[dict[str, Any]] = []
-        self._out: TextIO = path.open("w", encoding="utf-8")
-        for row in kept[:1] + [row for row in kept[1:] if row["step"] < first_step]:
-            self._write(row)
+        again = kept[:1] + [row for row in kept[1:] if row["step"] < first_step]
+        write_atomic(path, "".join(json.dumps(row) + "\n" for row in again))
+        self._out: TextIO = path.open("a", encoding="utf-8")
 
     def header(self, line: dict[str, Any]) -> None:
         self.has_header = True
@@ -176,7 +185,7 @@ class _Run:
         """Set the state to start from; steps trained by then."""
         own = self.checkpoints.newest()
         if own is None and self.recipe.resume_folder is not None:
-            own = find_checkpoint(self.recipe.resume_folder)
+            own = self.checkpoints.find(self.recipe.resume_folder)
         if own is not None:
             step = self.checkpoints.load(own)
             if self.mesh.rank == 0:
@@ -198,6 +207,9 @@ class _Run:
             if every and ((step + 1) % every == 0 or step + 1 == total):
                 self.checkpoints.save(step + 1)
         self.checkpoints.wait()
+        self.checkpoints.meet()
+        if not self.log.has_header:  # too few steps to trace memory
+            self.log.header(_header(self.mesh, self.device, None))
         self.log.close()
 
     def _one(self, step: int) -> None:
@@ -237,11 +249,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         plan = _read_plan(args.plan)
         recipe = read_recipe(args.run_dir / FILE_NAME)
-        device = _device()
+        device = _device(plan)
         _choose_interface(plan)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
         _Run(plan, recipe, args.run_dir, device).steps()
-        dist.barrier()
         dist.destroy_process_group()
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)

@@ -74,6 +74,7 @@ class Trainer:
         """
         check_layout(model, job, config, placement)
         self.mesh, self._recorder, self._tp = mesh, recorder, config.tp
+        self.model = model
         self.label = f"{config.label} {config.schedule}"
         self._clip_norm = clip_norm
         dtype = dtype or DTYPES[job.precision]
@@ -91,7 +92,7 @@ class Trainer:
         self.runner = self._runner(job, config, placement, model.hidden_size, device, dtype)
         self._sync = GradientSync(self.held, recorder, _groups(model, config, mesh, self.held))
         index = sequence_index(job.seq_len, config.cp, mesh.coordinate["cp"], config.cp_method)
-        self._positions = index if config.cp > 1 else None
+        self._positions = index.to(device) if config.cp > 1 else None
 
     def _runner(
         self, job: JobSpec, config: ParallelConfig, placement: Placement, hidden: int,
@@ -123,7 +124,11 @@ class Trainer:
         sums, self._sums = self._sums, {}
         narrow = set(self._narrow)
         return [
-            sums.get(i, torch.zeros_like(self.weights[i])) if i in narrow else take_grad(held)
+            take_grad(held)
+            if i not in narrow
+            else sums[i]
+            if i in sums
+            else torch.zeros_like(self.weights[i])
             for i, held in enumerate(self.held)
         ]
 

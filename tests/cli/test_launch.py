@@ -172,3 +172,15 @@ def test_a_plan_measured_on_another_host_is_stale(meshwright, tmp_path):
     assert result.code == 5
     assert "its profile is of host `elsewhere` with 64 cores" in result.err
     assert "--any-host" in result.err
+
+
+def test_prepare_makes_the_folder_and_a_command_for_every_node(meshwright, tmp_path):
+    assert meshwright("plan", "-m", "tiny-llama", "-c", "cpu-2x4", "--seq-len", 128).code == 0
+    done = meshwright("launch", "plan.json", "--prepare")
+    assert done.code == 0
+    assert ' "--rdzv-endpoint=$HEAD_NODE:29500" ' in done.out
+    (run,) = (tmp_path / "runs").iterdir()
+    assert {p.name for p in run.iterdir()} == {"plan.json", "recipe.json", "ranks"}
+    assert f"--run-dir {run}" in done.out
+    refused = meshwright("launch", "plan.json")
+    assert (refused.code, "--prepare" in refused.err) == (5, True)

@@ -19,6 +19,8 @@ from launch.checkpoints import (
     find_checkpoint,
     newest_sound,
     partial_folder,
+    prune,
+    sweep,
 )
 from launch.runtime.checkpoint import Checkpoints
 from launch.runtime.mesh import build_mesh
@@ -173,6 +175,24 @@ def test_a_damaged_checkpoint_is_never_taken(saved: Path, tmp_path: Path, how: s
     assert len(warnings) == 1
     with pytest.raises(UserError, match="cannot resume"):
         find_checkpoint(newest)
+
+
+def test_a_damaged_newer_checkpoint_does_not_cost_the_one_just_written(
+    saved: Path, tmp_path: Path
+) -> None:
+    root = checkpoint_root(tmp_path)
+    shutil.copytree(checkpoint_root(saved), root)
+    (complete_folder(root, 3) / "seal.json").unlink()
+    prune(root, 1, newest=2)
+    assert [p.name for p in root.iterdir()] == ["step-00000002"]
+    assert find_checkpoint(tmp_path) == complete_folder(root, 2)
+
+
+def test_what_faults_left_is_swept_away(tmp_path: Path) -> None:
+    for name in (".step-00000004.partial", ".step-00000001.removed", "step-00000002"):
+        (tmp_path / name).mkdir()
+    sweep(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000002"]
 
 
 def test_a_partial_checkpoint_is_never_taken(saved: Path, tmp_path: Path) -> None:

@@ -131,6 +131,12 @@ def test_without_restarts_the_killed_rank_is_named(
     curve = json.loads(again.stdout)["losses"]
     assert 0 < len(curve) <= STEPS - EVERY
     assert curve == pytest.approx(losses[-len(curve) :], rel=1e-4)
+    ended = _run_dir(folder, "resumed")
+    done = meshwright(folder, "launch", "plan.json", *RUN, "--resume", ended, code=1)
+    assert f"the checkpoint has {STEPS} steps behind it" in done.stderr
+    one_more = ("--warmup", 2, "--steps", STEPS - 1, "--resume", ended)
+    last = meshwright(folder, "launch", "plan.json", *one_more, "--runs", "last", "--json")
+    assert len(json.loads(last.stdout)["losses"]) == 1
     make_plan(folder, "cpu-1x2", "{dp_shard: 2, zero: 2, micro_batch: 1}")
 
 
@@ -194,14 +200,11 @@ def test_a_killed_agent_of_a_node_is_replaced(
     """Two torchrun agents as on two nodes; the one that does not hold the rendezvous is killed and
     later started again, as a scheduler does with a lost node."""
     _, losses = undisturbed
-    plan = make_plan(tmp_path, "cpu-2x1", "{dp_shard: 2, zero: 2, micro_batch: 1}")
-    again = ("--max-restarts", 3, "--dry-run", "--json")
+    make_plan(tmp_path, "cpu-2x1", "{dp_shard: 2, zero: 2, micro_batch: 1}")
+    again = ("--max-restarts", 3, "--prepare", "--json")
     what = json.loads(meshwright(tmp_path, "launch", "plan.json", *RUN, *again).stdout)
     argv = [a.replace("$HEAD_NODE:29500", "127.0.0.1:29617") for a in what["argv"]]
-    run = Path(argv[argv.index("--run-dir") + 1])
-    run.mkdir(parents=True)
-    (run / "plan.json").write_bytes(plan.read_bytes())
-    (run / "recipe.json").write_text(json.dumps(what["recipe"]))
+    run = Path(what["run_dir"])
     env = what["env"]
     head = _agent(tmp_path, argv, env, tmp_path / "head.log")
     try:

@@ -74,7 +74,7 @@ def test_a_layout_trains_the_weights_it_was_given_and_gives_them_back(
     assert set(ours) == set(original)
     assert all(torch.equal(ours[key], original[key]) for key in original)
     other = dataclasses.replace(model, num_layers=model.num_layers + 1)
-    with pytest.raises(UserError, match="the checkpoint has no `blocks"):
+    with pytest.raises(UserError, match="does not have `blocks"):
         export(root / "step-00000001", other, tmp_path / "other", "fp32")
 
 
