@@ -1,5 +1,6 @@
 """Measuring for real: two processes, a tiny model, interruptions, and memory that runs out."""
 
+import fcntl
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ from profiler.cluster import DeviceSpec
 from profiler.codec import encode
 from profiler.errors import UserError
 from profiler.measure.cases import BlockCase, ProfileInputs
-from profiler.measure.journal import Journal
+from profiler.measure.journal import LOCK, Journal
 from profiler.model import ModelSpec
 from profiler.profile import Environment, Profile
 
@@ -194,6 +195,16 @@ def _workers() -> list[str]:
     return [line for line in found if "profile_worker" in line]
 
 
+def _is_locked(journal: Journal) -> bool:
+    """A process that is being torn down has no command line any more, but still its files."""
+    with (journal.folder / LOCK).open("rb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
 def _starts(journal: Journal) -> list[str]:
     lines = [json.loads(row) for row in journal.path.read_text().splitlines()]
     return [line["case"] for line in lines if line["event"] == "start"]
@@ -212,7 +223,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path, how: signal
         assert said.startswith("interrupted")
         assert "goes on where it stopped" in said
     limit = time.monotonic() + 40  # killed outright: the workers notice at their next case
-    while any(str(journal.folder) in line for line in _workers()):
+    while any(str(journal.folder) in line for line in _workers()) or _is_locked(journal):
         assert time.monotonic() < limit, "workers outlive the run"
         time.sleep(0.1)
     before = set(journal.finished())
