@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -156,4 +157,6 @@ def find_checkpoint(path: Path) -> Path:
             details=tuple(warnings),
             hint="give the folder of a run that wrote one (`--checkpoint-every N`)",
         )
+    for sentence in warnings:
+        print(f"warning: {sentence}", file=sys.stderr)
     return found

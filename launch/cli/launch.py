@@ -60,7 +60,7 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run a plan: writes runs/<plan-id>/ and trains in it."""
-    from launch.apply import check_here, launch, make_run_dir
+    from launch.apply import check_here, check_recipe, launch, make_run_dir
     from launch.artifact import read_plan
     from launch.framework.native import check_runnable, command
     from launch.recipe import read_recipe, recipe_of
@@ -86,6 +86,8 @@ def run(
     how = read_recipe(recipe, changes) if recipe else recipe_of(changes)
     if dry_run or prepare:
         check_runnable(content)
+        if prepare:
+            check_recipe(content, how)
         folder = runs.absolute() / content.id if dry_run else make_run_dir(content, how, runs)
         what = command(content, folder, how)
         document = {
@@ -97,6 +99,8 @@ def run(
             "run_dir": str(folder),
         }
         typer.echo(canonical(document) if as_json else f"{what.text}\n", nl=False)
+        if "$HEAD_NODE" in what.text:
+            note("Start it on every node, with HEAD_NODE set to the first one's name")
         return
     check_here(content, any_host=any_host)
 

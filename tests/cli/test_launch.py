@@ -179,8 +179,12 @@ def test_prepare_makes_the_folder_and_a_command_for_every_node(meshwright, tmp_p
     done = meshwright("launch", "plan.json", "--prepare")
     assert done.code == 0
     assert ' "--rdzv-endpoint=$HEAD_NODE:29500" ' in done.out
+    assert "HEAD_NODE set to the first" in done.err
     (run,) = (tmp_path / "runs").iterdir()
     assert {p.name for p in run.iterdir()} == {"plan.json", "recipe.json", "ranks"}
     assert f"--run-dir {run}" in done.out
     refused = meshwright("launch", "plan.json")
     assert (refused.code, "--prepare" in refused.err) == (5, True)
+    bad = meshwright("launch", "plan.json", "--prepare", "--data", "nofile", "--runs", "others")
+    assert (bad.code, "nofile" in bad.err) == (1, True)
+    assert not (tmp_path / "others").exists()
