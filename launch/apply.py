@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NoReturn
 
-from launch.artifact import is_folder, write_atomic
+from launch.artifact import is_folder, read_plan, write_atomic
 from launch.checkpoints import find_checkpoint, step_of
 from launch.collect import collect
 from launch.faults import first_fault
@@ -27,11 +27,12 @@ from launch.scheduler import local
 from launch.tokens import open_tokens
 from launch.trace import write_trace
 from planner.plan import Plan
-from profiler.codec import encode, record
+from profiler.codec import encode, record, replace
 from profiler.config_json import first_difference
 from profiler.errors import ErrorKind, UserError
 from profiler.huggingface import FILE_NAME as CONFIG_NAME
 from profiler.huggingface import read_model
+from profiler.model import ModelSpec
 
 TAIL_LINES = 10_000
 """Of a run's output, kept for finding what ended it."""
@@ -85,22 +86,45 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def check_recipe(plan: Plan, recipe: Recipe) -> None:
-    """Raise `UserError` where the workers could not read the data, or begin with the weights or
-    the checkpoint."""
+def checked(plan: Plan, recipe: Recipe) -> Recipe:
+    """The recipe with the checkpoint to resume from named, whatever its run writes meanwhile.
+
+    Raises `UserError` where the workers could not read the data, or begin with the weights or the
+    checkpoint.
+    """
     open_tokens(recipe.data_file, plan.model, plan.job)
-    if recipe.resume_folder is not None:
-        step = step_of(find_checkpoint(recipe.resume_folder))
-        if step >= recipe.total_steps:
-            raise UserError(
-                f"the checkpoint has {step} steps behind it, and the run ends after "
-                f"{recipe.total_steps}",
-                hint="raise `--steps`: steps count from the beginning of the training",
-                place=recipe.resume,
-            )
-    folder = recipe.weights_folder
-    if folder is None:
-        return
+    if recipe.weights_folder is not None:
+        _check_weights(plan, recipe.weights_folder)
+    if recipe.resume_folder is None:
+        return recipe
+    found = find_checkpoint(recipe.resume_folder)
+    if step_of(found) >= recipe.total_steps:
+        raise UserError(
+            f"the checkpoint has {step_of(found)} steps behind it, and the run ends after "
+            f"{recipe.total_steps}",
+            hint="raise `--steps`: steps count from the beginning of the training",
+            place=recipe.resume,
+        )
+    made_by = found.parent.parent / "plan.json"
+    if made_by.is_file():
+        _check_model(plan, read_plan(made_by).model, made_by, "resume with a plan of this model")
+    return replace(recipe, resume=str(found.absolute()))
+
+
+def _check_model(plan: Plan, found: ModelSpec, place: Path, hint: str) -> None:
+    """Raise `UserError` where the plan's model is another one."""
+    field = first_difference(plan.model, found)
+    if field is not None:
+        raise UserError(
+            f"`{field}` is {getattr(found, field)} here and {getattr(plan.model, field)} "
+            f"in the model of plan `{plan.id}`",
+            hint=hint,
+            place=str(place),
+        )
+
+
+def _check_weights(plan: Plan, folder: Path) -> None:
+    """Raise `UserError` where the folder does not hold weights of the plan's model."""
     if not is_folder(folder):
         raise UserError(
             f"no such folder: `{folder}`",
@@ -113,17 +137,9 @@ def check_recipe(plan: Plan, recipe: Recipe) -> None:
             place=str(folder),
         )
     config = folder / CONFIG_NAME
-    if not config.is_file():
-        return
-    found = read_model(config)
-    field = first_difference(plan.model, found)
-    if field is not None:
-        raise UserError(
-            f"`{field}` is {getattr(found, field)} here and {getattr(plan.model, field)} "
-            f"in the model of plan `{plan.id}`",
-            hint=f"plan with this model: `meshwright plan -m {folder}`",
-            place=str(config),
-        )
+    if config.is_file():
+        hint = f"plan with this model: `meshwright plan -m {folder}`"
+        _check_model(plan, read_model(config), config, hint)
 
 
 def make_run_dir(plan: Plan, recipe: Recipe, runs: Path) -> Path:
@@ -171,7 +187,7 @@ def launch(
     folder says so and holds the finished steps.
     """
     check_torch()
-    check_recipe(plan, recipe)
+    recipe = checked(plan, recipe)
     run_dir = make_run_dir(plan, recipe, runs)
     what = command(plan, run_dir, recipe)
     write_atomic(run_dir / "command.sh", f"#!/bin/sh\nexec env {what.text}\n")

@@ -9,7 +9,6 @@ which is the order their rings go round.
 
 import functools
 from itertools import product
-from math import prod
 from typing import TypeVar
 
 from planner.config import EXPERT_ORDER, Axis, ExpertAxis, ParallelConfig, Placement
@@ -101,10 +100,3 @@ def _varied(
     """Coordinates that run over `axes` and stay at `own` along the others, row-major."""
     ranges = [range(size) if a in axes else [own[a]] for a, size in sizes.items()]
     return [dict(zip(sizes, place, strict=True)) for place in product(*ranges)]
-
-
-def group_size(grid: Grid, *axes: AnyAxis) -> int:
-    """Ranks of a group along `axes`."""
-    sizes: dict[str, int] = {str(a): n for a, n in grid.sizes.items()}
-    sizes |= {str(a): n for a, n in grid.expert_sizes.items()}
-    return prod(sizes[axis] for axis in axes)

@@ -60,7 +60,7 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run a plan: writes runs/<plan-id>/ and trains in it."""
-    from launch.apply import check_here, check_recipe, launch, make_run_dir
+    from launch.apply import check_here, checked, launch, make_run_dir
     from launch.artifact import read_plan
     from launch.framework.native import check_runnable, command
     from launch.recipe import read_recipe, recipe_of
@@ -87,7 +87,7 @@ def run(
     if dry_run or prepare:
         check_runnable(content)
         if prepare:
-            check_recipe(content, how)
+            how = checked(content, how)
         folder = runs.absolute() / content.id if dry_run else make_run_dir(content, how, runs)
         what = command(content, folder, how)
         document = {

@@ -12,7 +12,9 @@ from launch.cli.terminal import say
 if TYPE_CHECKING:
     from launch.verify import MemorySplit, Verdict
 
-Tolerance = Annotated[float, typer.Option(min=0.0, help="Largest error that passes; 0.1 is 10 %.")]
+Tolerance = Annotated[
+    float, typer.Option(min=0.0, max=1e6, help="Largest error that passes; 0.1 is 10 %.")
+]
 
 
 def run(

@@ -64,11 +64,6 @@ class Recorder:
         self._count: dict[str, int] = {}
         self._pending: dict[int, list[Any]] = {}
 
-    @property
-    def is_active(self) -> bool:
-        """Inside `active()`."""
-        return self._on
-
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
         """Record until the block ends; the process's operators are its own again afterwards."""
