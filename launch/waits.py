@@ -24,7 +24,7 @@ from launch.observed import Split
 from launch.records import Step
 from planner.config import ParallelConfig, Placement
 from planner.grid import DATA_AXES, AnyAxis, Grid
-from planner.pipeline import owners_of
+from planner.pipeline import ends_of_chain, owners_of
 
 _AXES: dict[str, tuple[AnyAxis, ...]] = {
     "cp": ("cp",),
@@ -49,11 +49,7 @@ class Waits:
         self._config, self._hosts = config, hosts
         self._grid = Grid(config, placement)
         self._owners = owners_of(config, placement)
-        last_block = max(end for _, end in placement.stages) - 1
-        self._ends_of_chain = tuple(
-            next(self._owners[s] for s, (a, b) in enumerate(placement.stages) if a <= block < b)
-            for block in (0, last_block)
-        )
+        self._ends_of_chain = ends_of_chain(config, placement)
         self._pipelines = {rank: ranks for ranks in self._grid.groups("pp") for rank in ranks}
         self._keys: dict[tuple[str, int], tuple[int, ...]] = {}
 

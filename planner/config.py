@@ -141,3 +141,9 @@ class Placement:
     def recompute_of(self, layer: int, config: ParallelConfig) -> Recompute:
         """What transformer layer `layer` (from 0) recomputes."""
         return self.recompute[layer] if self.recompute else config.recompute
+
+
+def num_chunks(cp: int, method: CpMethod) -> int:
+    """Pieces that context parallelism cuts a sequence into: two per rank where the causal work is
+    levelled by giving each an early and a late one."""
+    return 2 * cp if cp > 1 and method != "ulysses" else cp

@@ -10,12 +10,15 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from planner.config import ParallelConfig, Placement
+from planner.config import ExpertSlots, ParallelConfig, Placement, num_chunks
 from planner.pipeline import owners_of
 from planner.schedules import SPLIT_BACKWARD, allows_vpp, check_table, parse_table
 from profiler.errors import UserError
 from profiler.job import JobSpec
 from profiler.model import ModelSpec
+
+MOST = 2**14
+"""Micro-batches of a step; a layout with more is far from the best and long to simulate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,24 +32,24 @@ class ConfigRule:
 
 @dataclass(frozen=True, slots=True)
 class PlacementRule:
-    """`broken(config, placement, model, job)` is true where the placement cannot be."""
+    """`wrong(config, placement, model, job)` is None where the placement can be, else what is
+    wrong beyond the rule's sentence, which may be nothing."""
 
     id: str
     sentence: str
-    broken: Callable[[ParallelConfig, Placement, ModelSpec, JobSpec], bool]
+    wrong: Callable[[ParallelConfig, Placement, ModelSpec, JobSpec], str | None]
+
+    def broken(self, c: ParallelConfig, p: Placement, m: ModelSpec, j: JobSpec) -> bool:
+        """The placement cannot be."""
+        return self.wrong(c, p, m, j) is not None
 
 
 def _tp(id_: str, what: str, size: Callable[[ModelSpec], int]) -> ConfigRule:
     return ConfigRule(id_, f"tp must divide {what}", lambda c, m, j: bool(size(m) % c.tp))
 
 
-def num_chunks(config: ParallelConfig) -> int:
-    """Pieces that context parallelism cuts a sequence into."""
-    return 2 * config.cp if config.cp > 1 and config.cp_method != "ulysses" else config.cp
-
-
 def _sequence_cp(c: ParallelConfig, m: ModelSpec, j: JobSpec) -> bool:
-    return bool(j.seq_len % num_chunks(c))
+    return bool(j.seq_len % num_chunks(c.cp, c.cp_method))
 
 
 def _sequence_tp(c: ParallelConfig, m: ModelSpec, j: JobSpec) -> bool:
@@ -82,7 +85,7 @@ def _expert_shard(c: ParallelConfig, m: ModelSpec, j: JobSpec) -> bool:
 def _capacity(c: ParallelConfig, m: ModelSpec, j: JobSpec) -> bool:
     if not m.capacity_group:
         return False
-    consecutive = math.gcd(j.seq_len // num_chunks(c), j.seq_len // (c.cp * c.tp))
+    consecutive = math.gcd(j.seq_len // num_chunks(c.cp, c.cp_method), j.seq_len // (c.cp * c.tp))
     return bool(consecutive % m.capacity_group)
 
 
@@ -104,6 +107,10 @@ def _split_zero(c: ParallelConfig, m: ModelSpec, j: JobSpec) -> bool:
 
 def _too_deep(c: ParallelConfig, m: ModelSpec, j: JobSpec) -> bool:
     return c.pp > len(m.blocks)
+
+
+def _too_many(c: ParallelConfig, m: ModelSpec, j: JobSpec) -> bool:
+    return c.num_microbatches(j) > MOST
 
 
 CONFIG_RULES = (
@@ -130,6 +137,7 @@ CONFIG_RULES = (
         "schedules that split backward keep whole gradients: zero 1 at most",
         _split_zero,
     ),
+    ConfigRule("micro-batches", f"a step has more than {MOST:,} micro-batches", _too_many),
     ConfigRule("blocks-pp", "every pipeline rank needs a block", _too_deep),
 )
 
@@ -165,43 +173,64 @@ def _experts_even(c: ParallelConfig, p: Placement, m: ModelSpec, j: JobSpec) -> 
     return not p.experts and bool(m.num_experts % c.ep)
 
 
-def _experts(c: ParallelConfig, p: Placement, m: ModelSpec, j: JobSpec) -> bool:
+def _experts(c: ParallelConfig, p: Placement, m: ModelSpec, j: JobSpec) -> str | None:
     if not p.experts:
-        return False
-    every = set(range(m.num_experts))
-    for layer in p.experts:
-        ids = {e for rank in layer.slots for e in rank}
-        twice = any(len(set(rank)) < len(rank) for rank in layer.slots)
-        shares = [len(rank) for rank in layer.shares or layer.slots]
-        if ids != every or twice or shares != [len(rank) for rank in layer.slots]:
-            return True
-        if len(layer.slots) != c.ep:
-            return True
-    return len(p.experts) != m.num_moe_layers
+        return None
+    if len(p.experts) != m.num_moe_layers:
+        return f"{len(p.experts)} layers are placed, the model has {m.num_moe_layers}"
+    wrong = ((layer, _slots(slots, c.ep, m)) for layer, slots in enumerate(p.experts))
+    return next((f"layer {layer} {why}" for layer, why in wrong if why), None)
 
 
-def _table(c: ParallelConfig, p: Placement, m: ModelSpec, j: JobSpec) -> bool:
-    if (c.schedule == "table") != bool(p.table):
-        return True
+def _slots(layer: ExpertSlots, ep: int, m: ModelSpec) -> str | None:
+    """What is wrong with one layer's slots."""
+    if len(layer.slots) != ep:
+        return f"has slots for {len(layer.slots)} ranks, ep is {ep}"
+    held = {e for rank in layer.slots for e in rank}
+    if unknown := sorted(held - set(range(m.num_experts))):
+        return f"places expert {unknown[0]}, of {m.num_experts} from 0"
+    if missing := sorted(set(range(m.num_experts)) - held):
+        return f"places no expert {missing[0]}"
+    for number, rank in enumerate(layer.slots):
+        if len(set(rank)) < len(rank):
+            return f"places an expert twice on rank {number}"
+    if layer.shares and [len(r) for r in layer.shares] != [len(r) for r in layer.slots]:
+        return "has shares of another shape than its slots"
+    return None
+
+
+def _table(c: ParallelConfig, p: Placement, m: ModelSpec, j: JobSpec) -> str | None:
+    if c.schedule != "table":
+        return "a table goes with `schedule: table`" if p.table else None
     if not p.table:
-        return False
+        return "`schedule: table` needs a `table`"
     table = parse_table(p.table)
-    if len(table) != c.pp or check_table(table, c.num_stages, c.num_microbatches(j)) is not None:
-        return True
-    return c.zero > 1 and any(action.op == "W" for row in table for action in row)
+    if len(table) != c.pp:
+        return f"it has {len(table)} rows, pp is {c.pp}"
+    wrong = check_table(table, c.num_stages, c.num_microbatches(j))
+    if wrong is None and c.zero > 1 and any(a.op == "W" for row in table for a in row):
+        return "with W it keeps whole gradients: zero 1 at most"
+    return wrong
+
+
+def _if(
+    broken: Callable[[ParallelConfig, Placement, ModelSpec, JobSpec], bool],
+) -> Callable[[ParallelConfig, Placement, ModelSpec, JobSpec], str | None]:
+    """A rule whose sentence says it all."""
+    return lambda c, p, m, j: "" if broken(c, p, m, j) else None
 
 
 PLACEMENT_RULES = (
     PlacementRule("table", "the table of actions is not a schedule of these stages", _table),
-    PlacementRule("stages", "the stages must cover the model's blocks in order", _stages),
+    PlacementRule("stages", "the stages must cover the model's blocks in order", _if(_stages)),
     PlacementRule(
-        "stage-ends", "the first stage needs the embedding, the last one the head", _ends
+        "stage-ends", "the first stage needs the embedding, the last one the head", _if(_ends)
     ),
-    PlacementRule("stage-empty", "every pipeline rank needs a block", _empty),
-    PlacementRule("ranks", "the rank map must name every rank once", _ranks),
-    PlacementRule("recompute", "recomputation is given for some layers only", _recompute),
+    PlacementRule("stage-empty", "every pipeline rank needs a block", _if(_empty)),
+    PlacementRule("ranks", "the rank map must name every rank once", _if(_ranks)),
+    PlacementRule("recompute", "recomputation is given for some layers only", _if(_recompute)),
     PlacementRule(
-        "experts-ep", "ep must divide the experts, unless they are placed", _experts_even
+        "experts-ep", "ep must divide the experts, unless they are placed", _if(_experts_even)
     ),
     PlacementRule(
         "experts",
@@ -222,20 +251,24 @@ def check_layout(
     model: ModelSpec, job: JobSpec, config: ParallelConfig, placement: Placement, place: str = ""
 ) -> None:
     """Raise `UserError` for a layout that cannot be; the message says which rule it breaks."""
-    broken: ConfigRule | PlacementRule | None = first_broken_config(config, model, job)
-    if broken is None:
-        found = (r for r in PLACEMENT_RULES if r.broken(config, placement, model, job))
-        broken = next(found, None)
-    if broken is None:
-        return
-    detail = ""
-    if broken.id == "table" and placement.table:
-        wrong = check_table(
-            parse_table(placement.table), config.num_stages, config.num_microbatches(job)
-        )
-        detail = f": {wrong}" if wrong else ""
-    raise UserError(
-        f"layout `{config.label}` cannot be: {broken.sentence}{detail} ({broken.id})",
-        hint="`meshwright plan` chooses among those that can",
-        place=place or None,
-    )
+    degrees = first_broken_config(config, model, job)
+    if degrees is not None:
+        detail = _SCHEDULES.format(config) if degrees.id == "schedule-vpp" else ""
+        raise _refused(config, degrees.id, degrees.sentence, detail, place)
+    for rule in PLACEMENT_RULES:
+        wrong = rule.wrong(config, placement, model, job)
+        if wrong is not None:
+            raise _refused(config, rule.id, rule.sentence, wrong, place)
+
+
+_SCHEDULES = (
+    "{0.schedule} with pp {0.pp} and vpp {0.vpp}; gpipe and 1f1b take vpp 1, zbv and dualpipev "
+    "vpp 2, interleaved vpp 2 or more, and pp 1 takes gpipe or 1f1b"
+)
+
+
+def _refused(
+    config: ParallelConfig, rule: str, sentence: str, detail: str, place: str
+) -> UserError:
+    why = f"{sentence}: {detail}" if detail else sentence
+    return UserError(f"layout `{config.label}` cannot be: {why} ({rule})", place=place or None)

@@ -16,3 +16,14 @@ def table_for(config: ParallelConfig, placement: Placement, num_microbatches: in
     if config.schedule == "table":
         return parse_table(placement.table)
     return table_of(config.schedule, config.pp, num_microbatches, config.vpp)
+
+
+def ends_of_chain(config: ParallelConfig, placement: Placement) -> tuple[int, int]:
+    """Pipeline ranks that hold the first and the last block."""
+    owners = owners_of(config, placement)
+    last = max(end for _, end in placement.stages) - 1
+    first, second = (
+        next(owners[s] for s, (a, b) in enumerate(placement.stages) if a <= block < b)
+        for block in (0, last)
+    )
+    return first, second

@@ -26,9 +26,6 @@ RECOMPUTES: tuple[Recompute, ...] = ("none", "full")
 SCHEDULES: tuple[ScheduleName, ...] = ("gpipe", "1f1b")
 """What the cost model covers of what the runtime can do."""
 
-MOST = 2**14
-"""Micro-batches of a step; a layout with more is far from the best and long to simulate."""
-
 
 @dataclass(frozen=True, slots=True)
 class Facts:
@@ -72,10 +69,6 @@ def _not_profiled(c: ParallelConfig, f: Facts) -> bool:
     return any(f.table.cost(k, c.tp, c.micro_batch) is None for k in kinds)
 
 
-def _too_many(c: ParallelConfig, f: Facts) -> bool:
-    return c.num_microbatches(f.job) > MOST
-
-
 def _ran_out(c: ParallelConfig, f: Facts) -> bool:
     return any(f.table.ran_out(k, c.tp, c.micro_batch) for k in set(f.model.blocks))
 
@@ -89,7 +82,6 @@ RULES = (
     Rule("forbid", "an axis has a forbidden value", _forbidden),
     Rule("split-length", "the pinned split has another number of stages", _split_length),
     *(_of_layout(rule) for rule in CONFIG_RULES),
-    Rule("micro-batches", f"a step has more than {MOST:,} micro-batches", _too_many),
     Rule("layers-pp", "every stage needs a layer", lambda c, f: c.pp > f.model.num_layers),
     Rule(
         "gpipe-pp1",

@@ -31,7 +31,7 @@ from torch.autograd.function import once_differentiable
 from launch.runtime.attention import block_backward, block_forward, whole_attention
 from launch.runtime.exchange import all_to_all
 from launch.runtime.record import Recorder, Wait
-from planner.config import CpMethod
+from planner.config import CpMethod, num_chunks
 from profiler.errors import UserError
 
 AXIS = "cp"
@@ -42,16 +42,16 @@ Piece = tuple[slice, slice, bool]
 
 def sequence_index(seq_len: int, cp: int, cp_rank: int, method: CpMethod) -> Tensor:
     """Positions (int64) that a rank holds, in its local order."""
-    num_chunks = 2 * cp if cp > 1 and method != "ulysses" else cp
-    if seq_len % num_chunks:
+    number = num_chunks(cp, method)
+    if seq_len % number:
         raise UserError(
-            f"sequences of {seq_len} tokens do not divide into {num_chunks} chunks",
-            hint=f"`{method}` context parallelism of {cp} needs a multiple of {num_chunks}",
+            f"sequences of {seq_len} tokens do not divide into {number} chunks",
+            hint=f"`{method}` context parallelism of {cp} needs a multiple of {number}",
         )
-    chunks = torch.arange(seq_len).chunk(num_chunks)
-    if num_chunks == cp:
+    chunks = torch.arange(seq_len).chunk(number)
+    if number == cp:
         return chunks[cp_rank]
-    return torch.cat((chunks[cp_rank], chunks[num_chunks - 1 - cp_rank]))
+    return torch.cat((chunks[cp_rank], chunks[number - 1 - cp_rank]))
 
 
 class _Rows:

@@ -13,9 +13,8 @@ from torch.distributed.checkpoint.state_dict_loader import load
 
 from launch.runtime.checkpoint import check_names
 from launch.runtime.huggingface import canonical_names, write_hf
+from launch.runtime.trainer import DTYPES
 from profiler.model import ModelSpec
-
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 class _Reader(FileSystemReader):

@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from planner.config import Axis, ExpertAxis, ParallelConfig, Placement
 from planner.grid import DATA_AXES, AnyAxis, Grid
-from planner.pipeline import owners_of
+from planner.pipeline import ends_of_chain, owners_of
 from profiler.errors import UserError
 
 TIMEOUT = datetime.timedelta(minutes=10)
@@ -117,7 +117,7 @@ def build_mesh(config: ParallelConfig, placement: Placement, device_type: str) -
         device_mesh=_device_mesh(grid, groups, device_type),
         stages=tuple(s for s, owner in enumerate(owners) if owner == coordinate["pp"]),
         groups=groups,
-        tied_group=_tied_group(grid, rank, placement, owners, make),
+        tied_group=_tied_group(grid, rank, ends_of_chain(config, placement), make),
     )
 
 
@@ -132,15 +132,11 @@ def _device_mesh(grid: Grid, groups: dict[str, dist.ProcessGroup], device_type: 
 
 
 def _tied_group(
-    grid: Grid, rank: int, placement: Placement, owners: tuple[int, ...], make: _Groups
+    grid: Grid, rank: int, ends: tuple[int, int], make: _Groups
 ) -> dist.ProcessGroup | None:
     """The pair that holds the chain's first and last block for this rank's (data, tp)."""
-    last_block = max(end for _, end in placement.stages) - 1
-    first, last = (
-        next(owners[s] for s, (a, b) in enumerate(placement.stages) if a <= block < b)
-        for block in (0, last_block)
-    )
+    first, last = ends
     coordinate = grid.coordinate(rank)
-    if first == last or coordinate["pp"] not in (first, last):
+    if first == last or coordinate["pp"] not in ends:
         return None
-    return make.of(tuple(grid.rank(coordinate | {"pp": pp}) for pp in (first, last)))
+    return make.of(tuple(grid.rank(coordinate | {"pp": pp}) for pp in ends))

@@ -44,6 +44,7 @@ BROKEN: dict[str, Broken] = {
     "split-backward-zero": (
         DENSE, {"pp": 2, "schedule": "zero_bubble", "dp_shard": 2, "zero": 2}, {},
     ),
+    "micro-batches": (DENSE, {}, {}),
     "blocks-pp": (DENSE, {"pp": 9}, {}),
     "table": (DENSE, {"pp": 2, "schedule": "table"}, {"table": ("0F0 0B0", "1F0 1B0")}),
     "stages": (DENSE, {}, {"stages": ((0, 7),)}),
@@ -61,7 +62,8 @@ def _layout(broken: Broken) -> tuple[ModelSpec, JobSpec, ParallelConfig, Placeme
     config = replace(PLAIN, **changes)
     num_blocks, last = len(model.blocks), config.num_stages - 1
     even = [(i, num_blocks if i == last else i + 1) for i in range(config.num_stages)]
-    return model, JOB, config, replace(Placement(stages=tuple(even)), **placing)
+    job = replace(JOB, global_batch=2**15) if broken is BROKEN["micro-batches"] else JOB
+    return model, job, config, replace(Placement(stages=tuple(even)), **placing)
 
 
 @pytest.mark.parametrize("rule", BROKEN)
@@ -88,18 +90,18 @@ def test_the_plain_layout_can_be(model: ModelSpec) -> None:
 
 
 @pytest.mark.parametrize(
-    "slots",
+    ("slots", "why"),
     [
-        ((0, 1), (2,)),  # expert 3 nowhere
-        ((0, 1, 2, 3, 4), ()),  # an expert that the model has not
-        ((0, 1, 2, 3, 3), ()),  # twice on one rank
-        ((0, 1), (2, 3), ()),  # more ranks than ep
+        (((0, 1), (2,)), "layer 0 places no expert 3"),
+        (((0, 1, 2, 3, 4), ()), "layer 0 places expert 4, of 4 from 0"),
+        (((0, 1, 2, 3, 3), ()), "layer 0 places an expert twice on rank 0"),
+        (((0, 1), (2, 3), ()), "layer 0 has slots for 3 ranks, ep is 2"),
     ],
 )
-def test_expert_slots_are_checked(slots: tuple[tuple[int, ...], ...]) -> None:
+def test_expert_slots_are_checked(slots: tuple[tuple[int, ...], ...], why: str) -> None:
     layer = ExpertSlots(slots=slots)
     broken = (MOE, {"dp_replicate": 2, "ep": 2}, {"experts": (layer, layer)})
-    with pytest.raises(UserError, match=r"\(experts\)$"):
+    with pytest.raises(UserError, match=rf"{why} \(experts\)$"):
         check_layout(*_layout(broken))
 
 
@@ -108,13 +110,15 @@ def test_expert_shares_go_with_the_slots() -> None:
     changes = {"dp_replicate": 2, "ep": 2}
     check_layout(*_layout((MOE, changes, {"experts": (good, TWO_RANKS)})))
     bad = replace(good, shares=((1, 1), (2, 1, 1)))
-    with pytest.raises(UserError, match=r"\(experts\)$"):
+    with pytest.raises(UserError, match=r"layer 0 has shares of another shape.*\(experts\)$"):
         check_layout(*_layout((MOE, changes, {"experts": (bad, TWO_RANKS)})))
 
 
 def test_a_refused_table_says_why() -> None:
     changes = {"pp": 2, "schedule": "table", "micro_batch": 8}
     for rows, why in (
+        ((), "`schedule: table` needs a `table`"),
+        (("0F0",), "it has 1 rows, pp is 2"),
         (("0F0", "1F0 1B0"), "`0B0` is missing"),
         (("0F0 0I0", "1F0 1B0"), "without `0W0`"),
         (("0B0 0F0", "1F0 1B0"), "`0B0` is before `0F0`"),
