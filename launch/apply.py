@@ -18,7 +18,7 @@ from typing import Literal, NoReturn
 
 from launch.artifact import is_folder, read_plan, write_atomic
 from launch.checkpoints import find_checkpoint, step_of
-from launch.collect import collect
+from launch.collect import OBSERVED_NAME, STATUS_NAME, collect
 from launch.faults import first_fault
 from launch.framework.native import check_runnable, command
 from launch.observed import Observed, State
@@ -208,7 +208,7 @@ def launch(
     observed = collect(plan, run_dir, "complete")
     if observed is None or observed.steps_done < recipe.total_steps:
         _finish(run_dir, plan, recipe, "failed", "failed", "ranks ended without all their steps")
-    write_atomic(run_dir / "observed.json", encode(observed))
+    write_atomic(run_dir / OBSERVED_NAME, encode(observed))
     if recipe.trace:
         write_trace(run_dir)
     _status(run_dir, plan, recipe, "complete", observed.steps_done)
@@ -231,7 +231,7 @@ def _status(
         steps_done=done,
         message=message,
     )
-    write_atomic(run_dir / "status.json", encode(status))
+    write_atomic(run_dir / STATUS_NAME, encode(status))
 
 
 def _finish(
@@ -251,7 +251,7 @@ def _finish(
     with contextlib.suppress(UserError):  # on a full disk what ended the run matters more
         _status(run_dir, plan, recipe, state, done, message)
         if observed:
-            write_atomic(run_dir / "observed.json", encode(observed))
+            write_atomic(run_dir / OBSERVED_NAME, encode(observed))
     word = "was stopped" if state == "interrupted" else f"failed: {message}"
     raise UserError(
         f"the run {word} after {done} of {recipe.total_steps} steps",

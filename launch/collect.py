@@ -34,6 +34,10 @@ from profiler.errors import UserError
 StepRows = tuple[Step, ...]
 """One step of every rank."""
 
+STATUS_NAME = "status.json"
+"""Of a run that a launcher watches, which also collects; else rank 0 does at the end."""
+OBSERVED_NAME = "observed.json"
+
 
 def collect(plan: Plan, run_dir: Path, state: State) -> Observed | None:
     """What the ranks of a run wrote, as far as each finished its steps; None without any."""

@@ -178,6 +178,12 @@ class Checkpoints:
             raise found[0] or ValueError("nothing was broadcast")
         return found[0]
 
+    def largest(self, number: int) -> int:
+        """Of all ranks' numbers."""
+        value = torch.tensor(number)
+        dist.all_reduce(value, op=dist.ReduceOp.MAX, group=self._group)
+        return int(value)
+
     def meet(self) -> None:
         """Wait for all ranks, also for one that still seals."""
         dist.barrier(group=self._group)

@@ -25,6 +25,7 @@ import torch.distributed as dist
 
 from launch.artifact import write_atomic
 from launch.checkpoints import checkpoint_root
+from launch.collect import OBSERVED_NAME, STATUS_NAME, collect
 from launch.recipe import FILE_NAME, Recipe, read_recipe
 from launch.runtime.checkpoint import Checkpoints
 from launch.runtime.data import TokenData
@@ -36,7 +37,7 @@ from launch.runtime.record import Recorder
 from launch.runtime.trainer import StepResult, Trainer
 from launch.scheduler.orphans import end_with_parent
 from planner.plan import FORMAT_VERSION, Plan, check_plan
-from profiler.codec import decode_artifact, read_text
+from profiler.codec import decode_artifact, encode, read_text
 from profiler.errors import UserError
 
 SETTLING_STEPS = 2
@@ -155,7 +156,7 @@ class _Run:
 
     def __init__(self, plan: Plan, recipe: Recipe, run_dir: Path, device: torch.device) -> None:
         config = plan.chosen.config
-        self.plan, self.recipe, self.device = plan, recipe, device
+        self.plan, self.recipe, self.device, self.run_dir = plan, recipe, device, run_dir
         self.mesh = build_mesh(config, plan.chosen.placement, device.type)
         self.recorder = Recorder(self.mesh.axis_of_group())
         place = self.mesh.coordinate
@@ -172,9 +173,12 @@ class _Run:
         self.checkpoints = Checkpoints(
             self.trainer, checkpoint_root(run_dir), keep=recipe.keep_checkpoints
         )
-        self.attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-        self.first = self._start_state()
         path = run_dir / "ranks" / f"rank-{self.mesh.rank:05d}.jsonl"
+        # torchrun counts restarts of each node's agent; a replaced node would begin at 0 again.
+        before = [row["attempt"] + 1 for row in _rows(path) if "attempt" in row]
+        own = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+        self.attempt = self.checkpoints.largest(max([own, *before]))
+        self.first = self._start_state()
         path.parent.mkdir(parents=True, exist_ok=True)
         self.log = _Log(path, self.first)
         self.speaks = config.num_stages - 1 in self.mesh.stages and not any(
@@ -207,10 +211,14 @@ class _Run:
             if every and ((step + 1) % every == 0 or step + 1 == total):
                 self.checkpoints.save(step + 1)
         self.checkpoints.wait()
-        self.checkpoints.meet()
         if not self.log.has_header:  # too few steps to trace memory
             self.log.header(_header(self.mesh, self.device, None))
         self.log.close()
+        self.checkpoints.meet()
+        if self.mesh.rank == 0 and not (self.run_dir / STATUS_NAME).exists():
+            observed = collect(self.plan, self.run_dir, "complete")  # no launcher will
+            if observed is not None:
+                write_atomic(self.run_dir / OBSERVED_NAME, encode(observed))
 
     def _one(self, step: int) -> None:
         inputs, targets = (t.to(self.device) for t in self.data.batch(step))

@@ -7,6 +7,7 @@ happened to, and say which rank failed and why.
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -187,6 +188,13 @@ def test_a_full_disk_is_named_and_harms_no_checkpoint(
     assert curve == losses[-len(curve) :]
 
 
+def _free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port: int = taken.getsockname()[1]
+        return port
+
+
 def _agent(folder: Path, argv: list[str], env: dict[str, str], log: Path) -> Any:
     with log.open("w") as out:
         return subprocess.Popen(
@@ -203,7 +211,7 @@ def test_a_killed_agent_of_a_node_is_replaced(
     make_plan(tmp_path, "cpu-2x1", "{dp_shard: 2, zero: 2, micro_batch: 1}")
     again = ("--max-restarts", 3, "--prepare", "--json")
     what = json.loads(meshwright(tmp_path, "launch", "plan.json", *RUN, *again).stdout)
-    argv = [a.replace("$HEAD_NODE:29500", "127.0.0.1:29617") for a in what["argv"]]
+    argv = [a.replace("$HEAD_NODE:29500", f"127.0.0.1:{_free_port()}") for a in what["argv"]]
     run = Path(what["run_dir"])
     env = what["env"]
     head = _agent(tmp_path, argv, env, tmp_path / "head.log")
@@ -228,3 +236,5 @@ def test_a_killed_agent_of_a_node_is_replaced(
     assert [row["step"] for row in rows] == list(range(STEPS))
     assert [row["loss"] for row in rows] == losses
     assert max(row["attempt"] for row in rows) >= 1
+    observed = json.loads((run / "observed.json").read_text())
+    assert (observed["state"], observed["losses"]) == ("complete", losses)
