@@ -34,6 +34,7 @@ from profiler.measure.cases import (
 )
 from profiler.measure.journal import LOCK, Journal, discard, open_journal
 from profiler.model import ModelSpec
+from profiler.model_support import check_reference
 from profiler.profile import Environment, Profile
 
 Progress = Callable[[int, int, str], None]
@@ -105,6 +106,8 @@ def measure_profile(
 def _check(
     model: ModelSpec, seq_len: int, precision: Precision, num_processes: int, tp: Sequence[int]
 ) -> None:
+    hint = "`meshwright profile --analytic` computes the times of any model instead"
+    check_reference(model, hint=hint)
     if importlib.util.find_spec("torch") is None:
         raise UserError(
             "measuring needs PyTorch, which is not installed",

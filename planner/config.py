@@ -22,7 +22,8 @@ Axis = Literal["pp", "dp_replicate", "dp_shard", "cp", "tp"]
 ExpertAxis = Literal["edp", "ep", "etp"]
 Recompute = Literal["none", "selective", "full"]
 ScheduleName = Literal["gpipe", "1f1b", "interleaved", "zero_bubble", "zbv", "dualpipev", "table"]
-CpMethod = Literal["ring", "all_gather", "ulysses"]
+CpMethod = Literal["ring", "all_gather", "ulysses", "hybrid"]
+Offload = Literal["none", "optimizer", "activations"]
 ZeroStage = Literal[0, 1, 2, 3]
 AXIS_ORDER: tuple[Axis, ...] = ("pp", "dp_replicate", "dp_shard", "cp", "tp")
 EXPERT_ORDER: tuple[ExpertAxis, ...] = ("edp", "ep", "etp")
@@ -52,9 +53,19 @@ class ParallelConfig:
     """ZeRO stage (Rajbhandari et al. 2020): 1 optimizer state, 2 and gradients, 3 and weights."""
     cp: Positive = 1
     cp_method: CpMethod = "ring"
+    """hybrid: Ulysses inside groups of `cp_heads` ranks, a ring over the cp / cp_heads groups (USP,
+    Fang & Zhao 2024, arXiv:2405.07719)."""
+    cp_heads: Positive = 1
+    """For `hybrid`, ranks of a cp group that trade the sequence for heads by all-to-all; they are
+    neighbours. Where they do not divide the key/value heads of a rank, these are first repeated to
+    the query heads', as the runtime's `ulysses` does: exact, with more bytes to send."""
     ep: Positive = 1
     etp: Positive = 1
     """Tensor-parallel degree of each expert."""
+    offload: Offload = "none"
+    """What lies in the host's memory while it is not needed. optimizer: fp32 weights and moments
+    (ZeRO-Offload, Ren et al. 2021, arXiv:2101.06840). activations: what a layer keeps for its
+    backward."""
 
     @property
     def num_devices(self) -> int:
@@ -93,7 +104,8 @@ class ParallelConfig:
         if self.dp_shard > 1:
             parts.append(f"shard{self.dp_shard} zero{self.zero}")
         if self.cp > 1:
-            parts.append(f"cp{self.cp} {self.cp_method}")
+            inside = self.cp_heads if self.cp_method == "hybrid" else ""
+            parts.append(f"cp{self.cp} {self.cp_method}{inside}")
         if self.ep > 1:
             parts.append(f"ep{self.ep}")
         if self.etp not in (1, self.tp):
@@ -101,6 +113,8 @@ class ParallelConfig:
         parts.append(f"mbs{self.micro_batch}")
         if self.recompute != "none":
             parts.append(f"{self.recompute}-recompute")
+        if self.offload != "none":
+            parts.append(f"{self.offload}-offload")
         return " ".join(parts)
 
 

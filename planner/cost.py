@@ -205,10 +205,11 @@ class CostModel:
                 ahead + sum(c.forward_s for _, c in run)
                 for ahead, run in zip(forward_extra, runs, strict=True)
             ),
-            backward_s=tuple(
+            input_s=tuple(
                 back + sum(self._backward(config, k, c) for k, c in run)
                 for back, run in zip(reversed(forward_extra), runs, strict=True)
             ),
+            weight_s=(0.0,) * config.pp,
             send_forward_s=tuple(seconds for seconds, _ in sends),
             send_backward_s=(0.0, *(seconds for seconds, _ in sends[:-1])),
             bucket_s=tuple(copied * sum(c.bucket_s for _, c in run) for run in runs),

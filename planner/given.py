@@ -13,6 +13,7 @@ from annotated_types import Gt, Le
 from planner.config import (
     CpMethod,
     ExpertSlots,
+    Offload,
     ParallelConfig,
     Placement,
     Recompute,
@@ -24,7 +25,7 @@ from planner.estimate import estimate
 from planner.layout import check_layout
 from planner.plan import Candidate, Plan, SearchCounts, SearchOptions, plan_id
 from planner.search import check_profile
-from planner.space import RECOMPUTES, SCHEDULES
+from planner.today import RECOMPUTES, SCHEDULES
 from profiler.codec import record, replace
 from profiler.errors import UserError
 from profiler.job import JobSpec
@@ -45,12 +46,14 @@ class LayoutFile:
     zero: ZeroStage = 0
     cp: Degree = 1
     cp_method: CpMethod = "ring"
+    cp_heads: Degree = 1
     tp: Degree = 1
     ep: Degree = 1
     etp: Degree = 1
     micro_batch: Degree = 1
     recompute: Recompute = "none"
     schedule: ScheduleName = "1f1b"
+    offload: Offload = "none"
     stages: tuple[tuple[NotNegative, NotNegative], ...] = ()
     ranks: tuple[NotNegative, ...] = ()
     interfaces: tuple[str, ...] = ()

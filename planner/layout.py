@@ -1,33 +1,21 @@
-"""Which layouts can be: what the reference runtime, and any other, needs of the numbers.
+"""Which layouts can be, and which of them the reference runtime trains.
 
 A rule is an id and a sentence; a layout is refused by the first rule it breaks. Rules of the
-degrees alone (`CONFIG_RULES`) prune the search; those of the placement (`PLACEMENT_RULES`) guard
-plans that were written by hand or come from elsewhere. A layout that breaks none trains (tested on
-layouts drawn at random).
+degrees alone (`CONFIG_RULES` of `planner.rules`) prune the search; those of the placement
+(`PLACEMENT_RULES`) guard plans that were written by hand or come from elsewhere. A layout that
+breaks none, and that `runtime_refuses` lets pass, trains (tested on layouts drawn at random).
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from planner.config import ExpertSlots, ParallelConfig, Placement, num_chunks
+from planner.config import ExpertSlots, ParallelConfig, Placement
 from planner.pipeline import owners_of
-from planner.schedules import SPLIT_BACKWARD, allows_vpp, check_table, parse_table
+from planner.rules import CONFIG_RULES, EXPERTS_EVEN, ConfigRule
+from planner.schedules import check_table, parse_table
 from profiler.errors import UserError
 from profiler.job import JobSpec
 from profiler.model import ModelSpec
-
-MOST = 2**14
-"""Micro-batches of a step; a layout with more is far from the best and long to simulate."""
-
-
-@dataclass(frozen=True, slots=True)
-class ConfigRule:
-    """`broken(config, model, job)` is true where the degrees cannot be."""
-
-    id: str
-    sentence: str
-    broken: Callable[[ParallelConfig, ModelSpec, JobSpec], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,104 +30,6 @@ class PlacementRule:
     def broken(self, c: ParallelConfig, p: Placement, m: ModelSpec, j: JobSpec) -> bool:
         """The placement cannot be."""
         return self.wrong(c, p, m, j) is not None
-
-
-def _tp(id_: str, what: str, size: Callable[[ModelSpec], int]) -> ConfigRule:
-    return ConfigRule(id_, f"tp must divide {what}", lambda c, m, j: bool(size(m) % c.tp))
-
-
-def _sequence_cp(c: ParallelConfig, m: ModelSpec, j: JobSpec) -> bool:
-    return bool(j.seq_len % num_chunks(c.cp, c.cp_method))
-
-
-def _sequence_tp(c: ParallelConfig, m: ModelSpec, j: JobSpec) -> bool:
-    return bool(j.seq_len % (c.cp * c.tp))
-
-
-def _heads_cp(c: ParallelConfig, m: ModelSpec, j: JobSpec) -> bool:
-    return c.cp_method == "ulysses" and bool(m.num_heads % (c.tp * c.cp))
-
-
-def _batch(c: ParallelConfig, m: ModelSpec, j: JobSpec) -> bool:
-    return bool(j.global_batch % (c.num_replicas * c.micro_batch))
-
-
-def _no_experts(c: ParallelConfig, m: ModelSpec, j: JobSpec) -> bool:
-    return not m.num_moe_layers and c.ep * c.etp > 1
-
-
-def _expert_mesh(c: ParallelConfig, m: ModelSpec, j: JobSpec) -> bool:
-    return bool(c.stage_ranks % (c.ep * c.etp))
-
-
-def _expert_width(c: ParallelConfig, m: ModelSpec, j: JobSpec) -> bool:
-    return bool(m.num_moe_layers) and bool(m.expert_width % c.etp)
-
-
-def _expert_shard(c: ParallelConfig, m: ModelSpec, j: JobSpec) -> bool:
-    if c.dp_shard == 1 or not m.num_moe_layers:
-        return False
-    return bool(m.hidden_size % c.edp) and bool(m.expert_width // c.etp % c.edp)
-
-
-def _capacity(c: ParallelConfig, m: ModelSpec, j: JobSpec) -> bool:
-    if not m.capacity_group:
-        return False
-    consecutive = math.gcd(j.seq_len // num_chunks(c.cp, c.cp_method), j.seq_len // (c.cp * c.tp))
-    return bool(consecutive % m.capacity_group)
-
-
-def _zero(c: ParallelConfig, m: ModelSpec, j: JobSpec) -> bool:
-    return (c.dp_shard > 1) != (c.zero > 0)
-
-
-def _schedule(c: ParallelConfig, m: ModelSpec, j: JobSpec) -> bool:
-    if c.pp == 1:
-        return c.vpp > 1 or c.schedule not in ("gpipe", "1f1b")
-    if c.schedule == "interleaved" and c.vpp == 1:
-        return True
-    return c.schedule != "table" and not allows_vpp(c.schedule, c.vpp)
-
-
-def _split_zero(c: ParallelConfig, m: ModelSpec, j: JobSpec) -> bool:
-    return c.schedule in SPLIT_BACKWARD and c.zero > 1
-
-
-def _too_deep(c: ParallelConfig, m: ModelSpec, j: JobSpec) -> bool:
-    return c.pp > len(m.blocks)
-
-
-def _too_many(c: ParallelConfig, m: ModelSpec, j: JobSpec) -> bool:
-    return c.num_microbatches(j) > MOST
-
-
-CONFIG_RULES = (
-    _tp("heads-tp", "the attention heads", lambda m: m.num_heads),
-    _tp("kv-heads-tp", "the key/value heads", lambda m: m.num_kv_heads),
-    _tp("ffn-tp", "the feed-forward width", lambda m: m.ffn_hidden_size * bool(m.num_dense_layers)),
-    _tp("shared-ffn-tp", "the width of the shared experts", lambda m: m.shared_ffn_hidden_size),
-    _tp("vocab-tp", "the vocabulary", lambda m: m.vocab_size),
-    ConfigRule("sequence-cp", "cp must cut the sequence into equal chunks", _sequence_cp),
-    ConfigRule("sequence-tp", "tp * cp must divide the sequence (sequence parallel)", _sequence_tp),
-    ConfigRule("heads-cp", "ulysses: tp * cp must divide the attention heads", _heads_cp),
-    ConfigRule("batch", "replicas * micro-batch must divide the global batch", _batch),
-    ConfigRule("no-experts", "ep and etp need a model with experts", _no_experts),
-    ConfigRule("expert-mesh", "ep * etp must divide dp * cp * tp", _expert_mesh),
-    ConfigRule("expert-width-etp", "etp must divide the width of an expert", _expert_width),
-    ConfigRule(
-        "expert-shard", "edp must divide the hidden size or an expert's part", _expert_shard
-    ),
-    ConfigRule("capacity-group", "a capacity group must be whole on one rank (cp, tp)", _capacity),
-    ConfigRule("zero-dp-shard", "zero and dp_shard above 1 go together", _zero),
-    ConfigRule("schedule-vpp", "the schedule does not go with this pp and vpp", _schedule),
-    ConfigRule(
-        "split-backward-zero",
-        "schedules that split backward keep whole gradients: zero 1 at most",
-        _split_zero,
-    ),
-    ConfigRule("micro-batches", f"a step has more than {MOST:,} micro-batches", _too_many),
-    ConfigRule("blocks-pp", "every pipeline rank needs a block", _too_deep),
-)
 
 
 def _stages(c: ParallelConfig, p: Placement, m: ModelSpec, j: JobSpec) -> bool:
@@ -170,7 +60,7 @@ def _recompute(c: ParallelConfig, p: Placement, m: ModelSpec, j: JobSpec) -> boo
 
 
 def _experts_even(c: ParallelConfig, p: Placement, m: ModelSpec, j: JobSpec) -> bool:
-    return not p.experts and bool(m.num_experts % c.ep)
+    return not p.experts and bool(EXPERTS_EVEN.broken(c, m, j))
 
 
 def _experts(c: ParallelConfig, p: Placement, m: ModelSpec, j: JobSpec) -> str | None:
@@ -229,9 +119,7 @@ PLACEMENT_RULES = (
     PlacementRule("stage-empty", "every pipeline rank needs a block", _if(_empty)),
     PlacementRule("ranks", "the rank map must name every rank once", _if(_ranks)),
     PlacementRule("recompute", "recomputation is given for some layers only", _if(_recompute)),
-    PlacementRule(
-        "experts-ep", "ep must divide the experts, unless they are placed", _if(_experts_even)
-    ),
+    PlacementRule(EXPERTS_EVEN.id, EXPERTS_EVEN.sentence, _if(_experts_even)),
     PlacementRule(
         "experts",
         "each MoE layer must place every expert, on as many ranks as ep, once per rank at most",
@@ -272,3 +160,12 @@ def _refused(
 ) -> UserError:
     why = f"{sentence}: {detail}" if detail else sentence
     return UserError(f"layout `{config.label}` cannot be: {why} ({rule})", place=place or None)
+
+
+def runtime_refuses(config: ParallelConfig) -> str | None:
+    """Why the reference runtime does not train a layout that can be; None where it does."""
+    if config.cp_method == "hybrid":
+        return "it runs context parallelism as ring, all_gather or ulysses, not hybrid"
+    if config.offload != "none":
+        return f"it keeps all in the devices' memory: no offload of {config.offload}"
+    return None

@@ -8,6 +8,7 @@ optimizer), `p2p_s` (waiting for a message that was already sent), `collective_s
 collective that every member had entered), `idle_s` (waiting for work that was not there yet).
 """
 
+from dataclasses import field
 from typing import Annotated, Literal
 
 from annotated_types import Ge
@@ -20,7 +21,15 @@ from profiler.job import JobSpec
 from profiler.model import ModelSpec, NotNegative
 from profiler.profile import Profile, Seconds
 
-FORMAT_VERSION = "1.0"
+FORMAT_VERSION = "1.1"
+TERMS = (
+    "matrix", "attention", "stream", "host", "recompute", "tensor", "context", "expert",
+    "messages", "bubble", "reduction", "update", "base",
+)  # fmt: skip
+"""matrix: products with weights. attention: scores and values. stream: element-wise passes. host:
+waiting for kernels to be started. recompute: forward run again. tensor, context, expert: exposed
+communication of those axes. messages: between stages. bubble: waiting in the pipeline. reduction:
+of gradients and gathering of weights, exposed. update: the optimizer. base: per step, once."""
 Ratio = Annotated[float, Ge(0)]
 
 
@@ -77,6 +86,9 @@ class Estimate:
     """Model FLOP/s over the devices' peak."""
     measured_share: Ratio
     """Share of the busy time that rests on measured entries."""
+    terms: dict[str, Seconds] = field(default_factory=dict)
+    """Where the step goes, by term (`TERMS`), of the rank with most work; they add up to the step.
+    Empty in plans of an older version."""
     stages: tuple[StageEstimate, ...]
 
 
@@ -137,6 +149,13 @@ class Plan:
     chosen: Candidate
     alternatives: tuple[Candidate, ...]
     counts: SearchCounts
+    frontier: tuple[Candidate, ...] = ()
+    """Layouts that no other beats in both time and memory, the fastest first; `chosen` is one."""
+    by_axis: dict[str, dict[str, Seconds]] = field(default_factory=dict)
+    """Axis -> value -> step of the best layout with that value that fits, screened (closed form).
+    Values without a layout that fits are left out."""
+    bound_s: Seconds = 0.0
+    """No layout of the searched space is faster; 0 where nothing was searched."""
 
 
 def plan_id(plan: Plan) -> str:

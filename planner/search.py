@@ -8,19 +8,13 @@ brute force).
 
 from collections import Counter
 
+from planner.axes import check_options, pinned_stages
 from planner.config import ParallelConfig
 from planner.cost import CostModel, Prepared
 from planner.estimate import estimate
 from planner.plan import Candidate, Plan, SearchCounts, SearchOptions, plan_id
-from planner.space import (
-    MEMORY_RULE,
-    SENTENCES,
-    Facts,
-    check_options,
-    enumerate_layouts,
-    first_broken,
-    pinned_stages,
-)
+from planner.space import MEMORY_RULE, SENTENCES
+from planner.today import Facts, enumerate_layouts, first_broken
 from profiler.codec import replace
 from profiler.errors import UserError
 from profiler.job import JobSpec

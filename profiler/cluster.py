@@ -12,7 +12,7 @@ from annotated_types import Gt, Le
 
 from profiler.codec import record
 from profiler.errors import UserError
-from profiler.model import Positive
+from profiler.model import NotNegative, Positive
 
 PositiveFloat = Annotated[float, Gt(0)]
 Share = Annotated[float, Gt(0), Le(1)]
@@ -36,7 +36,7 @@ class DeviceSpec:
     name: str
     memory_bytes: Positive
     flops_per_s: dict[str, PositiveFloat]
-    """Peak dense matrix FLOP/s by precision (`bf16`, `fp32`)."""
+    """Peak dense matrix FLOP/s by precision (`bf16`, `fp16`, `fp8`, `fp4`, `fp32`)."""
     memory_bytes_per_s: PositiveFloat
     """Peak rate of the device's own memory."""
     gemm_efficiency: Share
@@ -61,6 +61,38 @@ class NodeGroup:
     nic: LinkSpec
     """One NIC, one direction."""
     nics_per_node: Positive
+    domain_devices: NotNegative = 0
+    """Devices that `intra` joins where it reaches past the node (72 in a GB200 NVL72, whose nodes
+    hold four): consecutive nodes in the order of ranks. 0: the devices of the node.
+    """
+    rails: NotNegative = 0
+    """Planes of the network between nodes: NIC i reaches NIC i of another node without a spine.
+    0: as many as NICs; 1: one network that all NICs share.
+    """
+    price_per_hour: PositiveFloat | None = None
+    """What one device costs per hour, in the user's own currency; the catalogue gives none."""
+
+    def __post_init__(self) -> None:
+        if self.domain_devices % self.devices_per_node:
+            raise UserError(
+                f"`domain_devices` {self.domain_devices} is no whole number of nodes "
+                f"with {self.devices_per_node} devices each",
+                hint="leave it out where the fast link ends at the node",
+            )
+        if self.rails and self.nics_per_node % self.rails:
+            raise UserError(
+                f"`rails` {self.rails} does not divide the {self.nics_per_node} NICs of a node"
+            )
+
+    @property
+    def devices_per_domain(self) -> int:
+        """Devices that `intra` joins, within the node or past it."""
+        return self.domain_devices or self.devices_per_node
+
+    @property
+    def num_rails(self) -> int:
+        """Planes of the network between nodes."""
+        return self.rails or self.nics_per_node
 
 
 @record

@@ -14,6 +14,7 @@ from profiler.codec import replace
 from profiler.errors import UserError
 from profiler.huggingface import model_from_config
 from profiler.model import Family, ModelSpec
+from profiler.model_support import runs_on_reference
 
 _CLASSES: dict[Family, str] = {
     "llama": "LlamaForCausalLM",
@@ -31,6 +32,7 @@ def config_json(model: ModelSpec) -> dict[str, Any]:
 
     Raises `UserError` where the model has what its family has not.
     """
+    _refuse_others(model)
     config = {
         "architectures": [_CLASSES[model.family]],
         "model_type": model.family,
@@ -50,6 +52,16 @@ def config_json(model: ModelSpec) -> dict[str, Any]:
     }
     _check(model, config)
     return config
+
+
+def _refuse_others(model: ModelSpec) -> None:
+    why = runs_on_reference(model)
+    if why is not None:
+        known = ", ".join(_CLASSES)
+        raise UserError(
+            f"model `{model.name}` cannot be written as a `config.json`: {why}",
+            hint=f"only models that the reference runtime trains are, of the families {known}",
+        )
 
 
 def _expert_keys(model: ModelSpec) -> dict[str, Any]:

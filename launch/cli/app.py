@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from launch.cli import diff, export, launch, list_, plan, profile, show, verify
+from launch.cli import diff, export, launch, list_, plan, profile, show, validate, verify
 from launch.cli.exit import OF_KIND, TEXT, Exit
 from launch.cli.terminal import STATE
 from profiler.errors import UserError
@@ -56,6 +56,7 @@ app.command("show")(show.run)
 app.command("diff")(diff.run)
 app.command("launch")(launch.run)
 app.command("verify")(verify.run)
+app.command("validate")(validate.run)
 app.command("export")(export.run)
 app.command("list")(list_.run)
 

@@ -1,5 +1,6 @@
 """`meshwright list`: what the catalogue holds."""
 
+import textwrap
 from typing import Annotated
 
 import typer
@@ -8,17 +9,31 @@ from launch.cli.options import Json
 from launch.cli.terminal import say
 from profiler.errors import UserError
 
-KINDS = ("models", "devices", "clusters")
+TITLES = {
+    "models": "Models",
+    "devices": "Devices",
+    "nodes": "Node types",
+    "clusters": "Clusters",
+}
+KINDS = tuple(TITLES)
+_INDENT = 2
+_NAME = 24
+_WIDTH = 80
 
 
 def run(
     kind: Annotated[str, typer.Argument(help=", ".join(KINDS), show_default="all")] = "",
     as_json: Json = False,
 ) -> None:
-    """List catalogued models, devices and clusters."""
-    from profiler.catalog import list_clusters, list_devices, list_models
+    """List catalogued models, devices, node types and clusters."""
+    from profiler.catalog import list_clusters, list_devices, list_models, list_nodes
 
-    listed = {"models": list_models, "devices": list_devices, "clusters": list_clusters}
+    listed = {
+        "models": list_models,
+        "devices": list_devices,
+        "nodes": list_nodes,
+        "clusters": list_clusters,
+    }
     if kind and kind not in KINDS:
         raise UserError(f"nothing of kind `{kind}` is listed", hint=f"kinds: {', '.join(KINDS)}")
     found = {k: listed[k]() for k in KINDS if kind in ("", k)}
@@ -30,10 +45,20 @@ def run(
         }
         typer.echo(canonical({"format_version": "1.0", "kind": "catalogue", **items}), nl=False)
         return
-    for title, items_of in found.items():
-        say(f"{title.capitalize()}")
+    for key, items_of in found.items():
+        say(TITLES[key])
         for item in items_of:
-            say(f"  {item.name:<24}{item.description}"[:80].rstrip())
+            _say_item(item.name, item.description)
         say()
     if "devices" in found:
         say("A cluster can also be named by its size: h100-2x8 is 2 nodes of 8 h100")
+    if "nodes" in found:
+        say("Or by a node type and a number: aws-p5-16 is 16 nodes of aws-p5")
+
+
+def _say_item(name: str, description: str) -> None:
+    """Name and description in two columns; a long description goes on below itself."""
+    lines = textwrap.wrap(description, _WIDTH - _INDENT - _NAME) or [""]
+    say(f"{' ' * _INDENT}{name:<{_NAME}}{lines[0]}".rstrip())
+    for line in lines[1:]:
+        say(" " * (_INDENT + _NAME) + line)

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch.recipe import Recipe
-from planner.layout import check_layout
+from planner.layout import check_layout, runtime_refuses
 from planner.plan import Plan
 from profiler.errors import UserError
+from profiler.model_support import check_reference
 
 DEFAULT_PORT = 29500
 
@@ -39,8 +40,19 @@ class Command:
 
 def check_runnable(plan: Plan) -> None:
     """Raise `UserError` for a plan that the reference runtime cannot train."""
+    check_reference(
+        plan.model,
+        hint="plan another model, or launch with another framework",
+        place=f"plan {plan.id}",
+    )
     chosen = plan.chosen
     check_layout(plan.model, plan.job, chosen.config, chosen.placement, place=f"plan {plan.id}")
+    if why := runtime_refuses(chosen.config):
+        raise UserError(
+            f"the reference runtime does not train layout `{chosen.config.label}`: {why}",
+            hint="plan without it, or launch with another framework",
+            place=f"plan {plan.id}",
+        )
     names, nodes = chosen.placement.interfaces, plan.cluster.uniform.num_nodes
     if names and len(names) != nodes:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Catalogue of devices, models and clusters, and the readers of what users give in their place."""
+"""Catalogue of devices, node types, models and clusters; readers of what users give instead."""
 
 from profiler.catalog.cluster_file import (
     cluster_from_name,
@@ -12,6 +12,7 @@ from profiler.catalog.load import (
     DeviceEntry,
     list_devices,
     list_models,
+    list_nodes,
     load_device,
     load_model,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "list_clusters",
     "list_devices",
     "list_models",
+    "list_nodes",
     "load_cluster",
     "load_device",
     "load_model",

@@ -1,8 +1,9 @@
 """Catalogue of devices and models: one YAML file each, every number with its source beside it.
 
-A device file gives a `DeviceSpec` and the interconnect its usual servers have; a model file holds
-the keys of the model's published `config.json`, read by `profiler.huggingface`. The first line of a
-file is a comment that describes it, so that listing needs no parser.
+Node types and clusters have modules of their own, `node_types` and `cluster_file`. A device file
+gives a `DeviceSpec` and the interconnect its usual servers have; a model file holds the keys of the
+model's published `config.json`, read by `profiler.huggingface`. The first line of a file is a
+comment that describes it, so that listing needs no parser.
 """
 
 import difflib
@@ -16,14 +17,22 @@ from profiler.cluster import DeviceSpec, LinkSpec, PositiveFloat, Share
 from profiler.codec import decode, read_text, record
 from profiler.errors import UserError
 from profiler.huggingface import model_from_config
-from profiler.job import Precision
 from profiler.model import ModelSpec, Positive
 
-Kind = Literal["device", "model", "cluster"]
+Kind = Literal["device", "model", "node", "cluster"]
+Precision = Literal["bf16", "fp16", "fp8", "fp4", "fp32"]
+"""What a device may state a rate for; a job may know fewer."""
+Scalar = str | int | float | bool | None
 Cited = Annotated[str, MinLen(1)]
 """Where a number comes from: a datasheet, a paper, a measurement, or that it is assumed."""
 
-MODEL_ALIASES = {"llama3-405b": "llama3.1-405b"}
+MODEL_ALIASES = {
+    "llama3-405b": "llama3.1-405b",
+    "llama3.1-8b": "llama3-8b",
+    "llama3.1-70b": "llama3-70b",
+    "gpt3-125m": "gpt3-126m",
+}
+"""Other names of a shape -> the file that has it."""
 _ROOT = Path(__file__).parent
 
 
@@ -32,6 +41,16 @@ class SourcedInt:
     """A whole number and where it comes from."""
 
     value: Positive
+    source: Cited
+
+
+@record
+class SourcedCount:
+    """A number of parameters and where it comes from."""
+
+    value: Positive
+    rounding: Annotated[int, Ge(0)] = 0
+    """What is published was rounded to about a multiple of this; 0: the number is exact."""
     source: Cited
 
 
@@ -90,6 +109,7 @@ class DeviceFile:
     intra: SourcedLink
     nic: SourcedLink
     nics_per_device: SourcedRatio
+    domain_devices: SourcedInt | None = None
 
 
 @record
@@ -100,10 +120,19 @@ class DeviceEntry:
     intra: LinkSpec
     nic: LinkSpec
     nics_per_device: Annotated[float, Ge(0)]
+    domain_devices: Annotated[int, Ge(0)] = 0
+    """Devices that `intra` joins where it reaches past a node; 0: those of the node."""
 
     def num_nics(self, devices_per_node: int) -> int:
         """NICs of a node with so many devices; at least one."""
         return max(1, int(devices_per_node * self.nics_per_device))
+
+    def domain_of(self, devices_per_node: int) -> int:
+        """`NodeGroup.domain_devices` of nodes with so many devices: 0 where whole nodes do not
+        fill the domain.
+        """
+        fills = devices_per_node < self.domain_devices
+        return self.domain_devices if fills and self.domain_devices % devices_per_node == 0 else 0
 
 
 @record
@@ -112,9 +141,9 @@ class ModelFile:
 
     source: Cited
     """Whose `config.json` it is."""
-    num_params: SourcedInt
+    num_params: SourcedCount
     """Published number of parameters."""
-    config: dict[str, str | int | float | bool | None]
+    config: dict[str, Scalar | dict[str, Scalar]]
     """Keys of the `config.json`."""
 
 
@@ -150,6 +179,11 @@ def list_devices() -> tuple[CatalogItem, ...]:
     return list_kind("device")
 
 
+def list_nodes() -> tuple[CatalogItem, ...]:
+    """Catalogued node types."""
+    return list_kind("node")
+
+
 def list_models() -> tuple[CatalogItem, ...]:
     """Catalogued models."""
     return list_kind("model")
@@ -164,8 +198,9 @@ def nearest(text: str, known: tuple[str, ...]) -> str | None:
 def unknown(kind: Kind, name: str, known: tuple[str, ...]) -> UserError:
     """The error for a name that the catalogue does not hold."""
     near = nearest(name, known)
-    hint = f"did you mean `{near}`?" if near else f"known {kind}s: {', '.join(known)}"
-    return UserError(f"no {kind} `{name[:60]}` in the catalogue", hint=hint)
+    word = "node type" if kind == "node" else kind
+    hint = f"did you mean `{near}`?" if near else f"known {word}s: {', '.join(known)}"
+    return UserError(f"no {word} `{name[:60]}` in the catalogue", hint=hint)
 
 
 @functools.cache
@@ -190,6 +225,7 @@ def load_device(name: str) -> DeviceEntry:
         intra=file.intra.to_link(),
         nic=file.nic.to_link(),
         nics_per_device=file.nics_per_device.value,
+        domain_devices=file.domain_devices.value if file.domain_devices else 0,
     )
 
 

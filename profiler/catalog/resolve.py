@@ -13,6 +13,7 @@ from profiler.catalog.cluster_file import (
     read_cluster,
 )
 from profiler.catalog.load import MODEL_ALIASES, Kind, load_model, names, nearest, unknown
+from profiler.catalog.node_types import is_node_name, split_node_name
 from profiler.cluster import ClusterSpec, split_sized_name
 from profiler.errors import UserError
 from profiler.huggingface import FILE_NAME as CONFIG_NAME
@@ -34,9 +35,12 @@ def resolve_model(text: str) -> ModelSpec:
 
 
 def resolve_cluster(text: str) -> ClusterSpec:
-    """Cluster that a path, a catalogue name or a sized name stands for; else `UserError`."""
+    """Cluster that a path, a catalogue name or a sized name stands for; else `UserError`.
+
+    A sized name is a device and a size, `h100-2x8`, or a node type and a number, `aws-p5-16`.
+    """
     known = names("cluster")
-    sized = split_sized_name(text) is not None
+    sized = split_sized_name(text) is not None or is_node_name(text)
     if _is_path(text, FILE_NAME, sized or text in known):
         return read_cluster(Path(text))
     if text in known:
@@ -49,7 +53,25 @@ def resolve_cluster(text: str) -> ClusterSpec:
             f"`{text}` is a device, not a cluster",
             hint=f"say how many: `{text}-2x8` is two nodes with eight each",
         )
-    raise _no_such("cluster", text, known, "a cluster file, or a size such as `h100-2x8`")
+    if text in names("node"):
+        raise UserError(
+            f"`{text}` is a node type, not a cluster",
+            hint=f"say how many: `{text}-2` is two nodes",
+        )
+    error = _no_such("cluster", text, known, "a cluster file, or a size such as `h100-2x8`")
+    if near := _nearest_cluster(text):
+        error.hint = f"did you mean `{near}`?"
+    raise error
+
+
+def _nearest_cluster(text: str) -> str | None:
+    """The catalogued cluster, or the node type with as many nodes, whose name is most like it."""
+    clusters, types = names("cluster"), names("node")
+    parts = split_node_name(text.lower()[:100])
+    if parts:
+        return nearest(text, (*clusters, *(f"{name}-{parts[1]}" for name in types)))
+    near = nearest(text, (*clusters, *types))
+    return f"{near}-2" if near in types else near
 
 
 def _is_path(text: str, file_name: str, is_name: bool) -> bool:

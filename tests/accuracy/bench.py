@@ -10,11 +10,13 @@ from collections.abc import Callable
 
 from planner.config import ScheduleName
 from planner.cost import CostModel
+from planner.dependencies import forget_graphs
 from planner.estimate import estimate
 from planner.plan import SearchOptions
+from planner.schedules import table_of
 from planner.search import make_plan
-from planner.simulate import Program, simulate
-from planner.space import Facts, enumerate_layouts, first_broken
+from planner.simulate import Batch, Program, simulate, simulate_many
+from planner.today import Facts, enumerate_layouts, first_broken
 from profiler.analytic import analytic_profile
 from profiler.catalog import resolve_cluster, resolve_model
 from profiler.job import JobSpec
@@ -62,7 +64,8 @@ def simulate_pair(num_stages: int, num_microbatches: int) -> tuple[str, float, f
             schedule=name,
             num_microbatches=num_microbatches,
             forward_s=ones,
-            backward_s=ones,
+            input_s=ones,
+            weight_s=(0.0,) * num_stages,
             send_forward_s=ones,
             send_backward_s=ones,
             bucket_s=ones,
@@ -75,8 +78,63 @@ def simulate_pair(num_stages: int, num_microbatches: int) -> tuple[str, float, f
     return label, *pair(lambda: simulate(one), lambda: simulate(other))
 
 
+def one_program(schedule: ScheduleName, pp: int, vpp: int, num_microbatches: int) -> Program:
+    """A step whose stages differ a little."""
+    ones = (1.0,) * (pp * vpp)
+    return Program(
+        schedule=schedule,
+        num_microbatches=num_microbatches,
+        vpp=vpp,
+        forward_s=tuple(1 + 0.01 * (s % 7) for s in range(pp * vpp)),
+        input_s=ones,
+        weight_s=ones,
+        send_forward_s=ones,
+        send_backward_s=ones,
+        bucket_s=ones[:pp],
+        sync_s=ones,
+        optimizer_s=ones[:pp],
+    )
+
+
+def simulator_times(
+    schedule: ScheduleName, pp: int, vpp: int, num_microbatches: int
+) -> tuple[float, float, float]:
+    """Seconds of a program's first simulation, of the next, and of one of 32 at once."""
+    program = one_program(schedule, pp, vpp, num_microbatches)
+    batch = Batch.of([program] * 32)
+
+    def first() -> None:
+        forget_graphs()
+        table_of.cache_clear()
+        simulate(program)
+
+    cold, warm = pair(first, lambda: simulate(program))
+    many, _ = pair(lambda: simulate_many(batch), lambda: None)
+    return cold, warm, many / 32
+
+
+def print_simulator() -> None:
+    """Times of the simulator by itself."""
+    shapes: list[tuple[ScheduleName, int, int, int]] = [
+        ("1f1b", 64, 1, 512),
+        ("gpipe", 64, 1, 512),
+        ("zero_bubble", 64, 1, 512),
+        ("interleaved", 16, 4, 512),
+        ("zbv", 16, 2, 512),
+        ("dualpipev", 16, 2, 512),
+        ("1f1b", 8, 1, 64),
+        ("1f1b", 4, 1, 16),
+        ("1f1b", 1, 1, 64),
+    ]
+    print(f"\n{'simulate, ms':<38}{'first':>10}{'again':>10}{'one of 32':>12}")
+    for schedule, pp, vpp, num in shapes:
+        label = f"{schedule}, {pp} ranks x {vpp} stages x {num}"
+        times = [seconds * 1e3 for seconds in simulator_times(schedule, pp, vpp, num)]
+        print(f"{label:<38}{times[0]:>10.3f}{times[1]:>10.3f}{times[2]:>12.3f}")
+
+
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
     rows = [
         (*search_pair("llama3-8b", "h100-2x8", 256), "simulate all that fit"),
         (*search_pair("llama3-70b", "h100-32x8", 1024), "simulate all that fit"),
@@ -86,6 +144,7 @@ def main() -> None:
     for label, ours, theirs, other in rows:
         print(f"{label:<72}{ours * 1e3:>9.1f} ms")
         print(f"    against: {other:<60}{theirs * 1e3:>9.1f} ms   {theirs / ours:.2f}x")
+    print_simulator()
 
 
 if __name__ == "__main__":

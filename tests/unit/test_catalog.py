@@ -11,7 +11,7 @@ from profiler import catalog
 from profiler.catalog.load import MODEL_ALIASES, folder, load_model_file, names
 from profiler.codec import parse
 from profiler.errors import UserError
-from profiler.huggingface import FAMILIES, ConfigFile
+from profiler.huggingface import FAMILIES, known_keys
 from tests.fuzz import fuzz
 
 LAB = """\
@@ -66,7 +66,7 @@ def error_of(text: str, place: str = "c.yaml") -> UserError:
     return caught.value
 
 
-@pytest.mark.parametrize("name", names("model"))
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_a_model_has_its_published_number_of_parameters(name: str) -> None:
     model = catalog.load_model(name)
     assert model.num_params == PUBLISHED[name]
@@ -75,9 +75,10 @@ def test_a_model_has_its_published_number_of_parameters(name: str) -> None:
 
 
 def test_a_model_file_holds_only_keys_that_are_read() -> None:
-    known = set(ConfigFile.__dataclass_fields__)
     for name in names("model"):
-        assert set(load_model_file(name).config) <= known, name
+        assert set(load_model_file(name).config) <= known_keys(catalog.load_model(name).family), (
+            name
+        )
 
 
 def test_every_family_is_catalogued_and_aliases_point_somewhere() -> None:
@@ -96,7 +97,7 @@ def test_a_device_is_sound(name: str) -> None:
     assert device.flops_per_s.get("bf16", 1e30) > device.flops_per_s["fp32"]
     assert device.is_host == (name == "cpu")
     if not device.is_host:
-        assert 10 * 2**30 < device.memory_bytes < 200 * 2**30
+        assert 10 * 2**30 < device.memory_bytes < 300 * 2**30
         assert entry.nic.bytes_per_s <= 2 * entry.intra.bytes_per_s
         assert entry.num_nics(8) in (1, 2, 4, 8)
     assert entry.num_nics(1) == 1
@@ -106,7 +107,7 @@ def test_devices_without_bf16_say_so() -> None:
     without = {
         n for n in names("device") if "bf16" not in catalog.load_device(n).device.flops_per_s
     }
-    assert without == {"cpu", "t4", "v100"}
+    assert without == {"cpu", "t4", "v100", "v100-16"}
 
 
 def bare_numbers(tree: Any, path: str = "") -> list[str]:

@@ -11,6 +11,7 @@ from profiler.codec import replace
 from profiler.config_json import config_json, first_difference
 from profiler.errors import UserError
 from profiler.huggingface import model_from_config
+from profiler.model_support import runs_on_reference
 from tests.unit.test_huggingface import EXPERTS, read
 from tests.unit.test_huggingface_moe import moe
 
@@ -18,6 +19,12 @@ from tests.unit.test_huggingface_moe import moe
 @pytest.mark.parametrize("name", names("model"))
 def test_a_catalogued_model_is_written_as_it_is_read(name: str) -> None:
     model = load_model(name)
+    why = runs_on_reference(model)
+    if why is not None:
+        with pytest.raises(UserError) as caught:
+            config_json(model)
+        assert caught.value.message == f"model `{name}` cannot be written as a `config.json`: {why}"
+        return
     config = config_json(model)
     json.dumps(config, allow_nan=False)
     assert model_from_config(config, name, "config.json") == model

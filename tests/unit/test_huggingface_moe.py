@@ -59,8 +59,25 @@ def test_a_dots1_window_begins_at_its_layer() -> None:
     few = {"num_key_value_heads": 8, "num_hidden_layers": 62, "max_position_embeddings": 8192}
     many = {**few, "num_hidden_layers": 63}
     assert moe("dots1", **few).num_layers == 62
-    message = "sliding-window attention (4096 of 8192 tokens) is not supported"
-    assert error_of({**LLAMA, "model_type": "dots1", **EXPERTS["dots1"], **many}).message == message
+    model = moe("dots1", **many)
+    assert model.attention_pattern == ("full",) * 62 + ("sliding",)
+    assert (model.window, moe("dots1", **few).attention_pattern) == (4096, ("full",))
     assert moe("dots1", **many, sliding_window=None).num_layers == 63
     assert moe("dots1", **many, max_window_layers=63).num_layers == 63
-    assert moe("dots1", **many, layer_types=["full_attention"] * 63).num_layers == 63
+    assert moe("dots1", **many, layer_types=["full_attention"] * 63).window == 0
+
+
+def test_moe_layers_at_even_distances_are_read_and_others_refused() -> None:
+    four = {"num_hidden_layers": 4}
+    assert moe("qwen3_moe", **four, decoder_sparse_step=2).layer_kinds == ("dense", "moe")
+    assert moe("qwen3_moe", **four, decoder_sparse_step=2).moe_every == 2
+    assert moe("qwen3_moe", **four, mlp_only_layers=[0, 1]).first_dense_layers == 2
+    last = moe("qwen3_moe", **four, mlp_only_layers=[0, 1, 2])
+    assert last.blocks == ("embed", "dense", "dense", "dense", "moe", "head")
+    dots = moe("dots1", **four, num_key_value_heads=8, first_k_dense_replace=1, moe_layer_freq=2)
+    assert dots.blocks[1:-1] == ("dense", "dense", "moe", "dense")
+    tree = {**LLAMA, "model_type": "qwen3_moe", **EXPERTS["qwen3_moe"], "num_hidden_layers": 5}
+    assert error_of({**tree, "mlp_only_layers": [2]}).message == (
+        "MoE layers at uneven distances are not supported: after the first dense layers, each "
+        "n-th must be MoE"
+    )

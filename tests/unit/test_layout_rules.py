@@ -2,8 +2,11 @@
 
 import pytest
 
+from launch.framework.native import check_runnable
 from planner.config import ExpertSlots, ParallelConfig, Placement
-from planner.layout import CONFIG_RULES, PLACEMENT_RULES, check_layout, first_broken_config
+from planner.given import LayoutFile, plan_for
+from planner.layout import PLACEMENT_RULES, check_layout, first_broken_config, runtime_refuses
+from planner.rules import CONFIG_RULES
 from profiler.codec import replace
 from profiler.errors import UserError
 from profiler.job import JobSpec
@@ -29,6 +32,7 @@ BROKEN: dict[str, Broken] = {
     "vocab-tp": (facts.model(vocab_size=510), {"tp": 4}, {}),
     "sequence-cp": (DENSE, {"cp": 3}, {}),
     "sequence-tp": (facts.model(num_heads=6, num_kv_heads=6, vocab_size=510), {"tp": 3}, {}),
+    "hybrid-cp": (DENSE, {"cp": 4, "cp_method": "hybrid", "cp_heads": 4}, {}),
     "heads-cp": (DENSE, {"cp": 8, "cp_method": "ulysses"}, {}),
     "batch": (DENSE, {"dp_replicate": 3}, {}),
     "no-experts": (DENSE, {"dp_replicate": 2, "ep": 2}, {}),
@@ -133,3 +137,25 @@ def test_a_table_that_splits_backward_needs_whole_gradients() -> None:
     check_layout(*_layout((DENSE, changes, {"table": rows})))
     with pytest.raises(UserError, match=r"\(table\)$"):
         check_layout(*_layout((DENSE, changes | {"zero": 3}, {"table": rows})))
+
+
+def test_what_can_be_and_the_runtime_does_not_train() -> None:
+    hybrid = {"cp": 4, "cp_method": "hybrid", "cp_heads": 2}
+    for changes, why in (
+        (hybrid, "not hybrid"),
+        ({"offload": "optimizer"}, "no offload of optimizer"),
+        ({"offload": "activations"}, "no offload of activations"),
+    ):
+        layout = _layout((DENSE, changes, {}))
+        check_layout(*layout)
+        assert why in str(runtime_refuses(layout[2]))
+    assert runtime_refuses(PLAIN) is None
+
+
+def test_launch_refuses_what_the_runtime_does_not_train() -> None:
+    layout = LayoutFile(dp_replicate=4, offload="optimizer")
+    plan = plan_for(DENSE, JOB, facts.profile(), layout, "layout.yaml")
+    with pytest.raises(UserError, match="the reference runtime does not train") as caught:
+        check_runnable(plan)
+    assert "no offload of optimizer" in str(caught.value)
+    check_runnable(plan_for(DENSE, JOB, facts.profile(), LayoutFile(cp=4), "layout.yaml"))

@@ -4,12 +4,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from planner.axes import divisors
 from planner.cost import CostModel
 from planner.estimate import estimate
-from planner.layout import CONFIG_RULES
 from planner.plan import SearchOptions, check_plan, plan_id
+from planner.rules import CONFIG_RULES
 from planner.search import make_plan
-from planner.space import MEMORY_RULE, RULES, Facts, divisors, enumerate_layouts, first_broken
+from planner.space import MEMORY_RULE
+from planner.today import RULES, Facts, enumerate_layouts, first_broken
 from profiler.codec import encode, replace
 from profiler.errors import UserError
 from tests.unit import facts

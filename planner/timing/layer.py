@@ -1,0 +1,245 @@
+"""Seconds of one layer and one micro-batch on one rank, by what takes them.
+
+A rank sees t = micro_batch * seq_len / cp tokens. Tensor parallelism shards heads, widths and
+vocabulary, and with sequence parallelism the tokens of norms and residuals (Korthikanti et al.
+2022). Experts: of a rank's t / tp tokens k copies each leave for the ranks of their experts
+(balanced load); an expert's group of etp ranks gathers its tokens. Backward runs each matrix
+product twice, for the input and for the weight. A layer cannot be faster than the host starts its
+kernels: `ops * host_op_s`, less what CUDA graphs replay.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from planner.layouts import CP_METHODS
+from planner.timing.kernels import attention_s, matrix_s, stream_s
+from planner.timing.network import collective_s, exchange_s
+from planner.timing.quantities import Constants, Machine, Num, Shape, Software, Split
+
+RING, ALL_GATHER, ULYSSES, HYBRID = (
+    CP_METHODS.index(m) for m in ("ring", "all_gather", "ulysses", "hybrid")
+)
+SELECTIVE, FULL = 1, 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """One layer, one micro-batch, one rank; seconds. The parts are of forward alone."""
+
+    matrix_s: Num
+    attention_s: Num
+    stream_s: Num
+    tensor_s: Num
+    """Collectives of tensor parallelism that nothing hides."""
+    context_s: Num
+    """Exchange of keys and values that attention does not hide."""
+    expert_s: Num
+    """All-to-all of tokens and experts' outputs that nothing hides."""
+    forward_s: Num
+    """All of forward."""
+    input_s: Num
+    """Backward for the input, recomputation included."""
+    weight_s: Num
+    """Backward for the weights."""
+    recompute_s: Num
+    """What `input_s` holds of forward run again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What a layer's forward consists of before hosts and overlaps."""
+
+    matrix: Num
+    attention: Num
+    attention_backward: Num
+    stream: Num
+    expert: Num
+    ops: Num
+
+
+def layer_times(
+    shape: Shape, split: Split, hw: Machine, sw: Software, c: Constants
+) -> tuple[Layer, Layer]:
+    """A dense and a MoE layer."""
+    tokens = split.micro_batch * shape.seq_len / split.cp
+    tensor = _tensor_s(shape, split, hw, c, tokens)
+    mixer = _mixer(shape, split, hw, sw, c, tokens)
+    context = _context_s(shape, split, hw, c, tokens, mixer.attention)
+    dense = _with_ffn(shape, split, hw, c, tokens, mixer)
+    moe = _with_experts(shape, split, hw, sw, c, tokens, mixer)
+    return (
+        _layer(split, hw, sw, c, dense, tensor, context),
+        _layer(split, hw, sw, c, moe, tensor, context),
+    )
+
+
+def _tensor_s(shape: Shape, split: Split, hw: Machine, c: Constants, tokens: Num) -> Num:
+    """Two all-reduces (or gather + scatter pairs) of a forward, as far as they are exposed."""
+    num_bytes = hw.element_bytes * tokens * shape.hidden
+    once = collective_s(hw, c, num_bytes, split.tp, 1.0, reduces=True)
+    return 2 * once * c.exposed_tensor
+
+
+def _mixer(
+    shape: Shape, split: Split, hw: Machine, sw: Software, c: Constants, tokens: Num
+) -> Parts:
+    """Attention with its projections, and the norms of the whole layer."""
+    h, tp = shape.hidden, split.tp
+    heads = shape.heads / tp
+    q, kv = heads * shape.qk_dim, np.maximum(shape.kv_heads / tp, 1.0)
+    wide = q + kv * (shape.qk_dim + shape.v_dim)
+    plain = matrix_s(hw, c, tokens, wide, h)
+    latent = shape.kv_lora > 0
+    if np.any(latent):
+        q_in = np.where(shape.q_lora > 0, shape.q_lora, h)
+        down = matrix_s(hw, c, tokens, shape.q_lora, h)
+        down = down + matrix_s(hw, c, tokens, shape.kv_lora + shape.rope_dim, h)
+        up = matrix_s(hw, c, tokens, q, q_in)
+        up = up + matrix_s(
+            hw, c, tokens, heads * (shape.qk_dim - shape.rope_dim + shape.v_dim), shape.kv_lora
+        )
+        plain = np.where(latent, down + up, plain)
+    products = plain + matrix_s(hw, c, tokens, h, heads * shape.v_dim)
+    share = shape.linear_share
+    forward, backward = attention_s(shape, hw, sw, c, tokens, heads)
+    if np.any(share):
+        inner = shape.linear_inner / tp
+        linear = matrix_s(hw, c, tokens, 2 * inner, h) + matrix_s(hw, c, tokens, h, inner / 2)
+        products = (1 - share) * products + share * linear
+        # The chunked delta rule computes about four products of the state's size per token.
+        state = 8.0 * tokens * shape.linear_state / tp / (hw.peak * c.attention_efficiency)
+        forward, backward = forward + share * state, backward + 2.5 * share * state
+    sp = np.where(sw.sequence_parallel > 0, tp, 1.0)
+    low = np.where(hw.low > 0, c.cast_passes, 0.0)
+    passes = hw.element_bytes * (c.norm_passes * h / sp + c.qkv_passes * wide) + low * (h + q)
+    return Parts(
+        matrix=products,
+        attention=forward,
+        attention_backward=backward,
+        stream=stream_s(hw, c, passes * tokens),
+        expert=0.0,
+        ops=c.dense_ops,
+    )
+
+
+def _with_ffn(
+    shape: Shape, split: Split, hw: Machine, c: Constants, tokens: Num, mixer: Parts
+) -> Parts:
+    h, width = shape.hidden, shape.ffn / split.tp
+    up = (1 + shape.gated) * width
+    products = matrix_s(hw, c, tokens, up, h) + matrix_s(hw, c, tokens, h, width)
+    low = np.where(hw.low > 0, c.cast_passes, 0.0)
+    passes = hw.element_bytes * c.activation_passes * up + low * (h + up)
+    return Parts(
+        matrix=mixer.matrix + products,
+        attention=mixer.attention,
+        attention_backward=mixer.attention_backward,
+        stream=mixer.stream + stream_s(hw, c, passes * tokens),
+        expert=0.0,
+        ops=mixer.ops * np.where(shape.gated > 0, 1.6, 1.0),
+    )
+
+
+def _with_experts(
+    shape: Shape,
+    split: Split,
+    hw: Machine,
+    sw: Software,
+    c: Constants,
+    tokens: Num,
+    mixer: Parts,
+) -> Parts:
+    if not np.any(shape.num_moe):
+        return mixer
+    h, x = shape.hidden, shape.expert_ffn / split.etp
+    up = (1 + shape.gated) * x
+    sent = tokens / split.tp * shape.topk
+    routed = sent * split.etp
+    held = np.maximum(shape.experts / split.ep, 1.0)
+    each = np.maximum(routed / held, 1e-9)
+    # A group of small products starves the device below peak / memory rate tokens each.
+    starved = 1 + c.group_depth * (hw.peak / hw.memory_rate / 156.0) / each
+    experts = held * (matrix_s(hw, c, each, up, h) + matrix_s(hw, c, each, h, x)) * starved
+    y = shape.shared_ffn / split.tp
+    shared = matrix_s(hw, c, tokens, (1 + shape.gated) * y, h) + matrix_s(hw, c, tokens, h, y)
+    router = matrix_s(hw, c, tokens / split.tp, shape.experts, h, low=False)
+    low = np.where(hw.low > 0, c.cast_passes, 0.0)
+    passes = (hw.element_bytes * c.routed_passes * (2 * h + up) + low * (h + up)) * routed
+    passes = passes + hw.element_bytes * c.activation_passes * (1 + shape.gated) * y * tokens
+    exchange = exchange_s(hw, c, hw.element_bytes * sent * h, split.ep * split.etp)
+    fused = np.where(sw.fused_exchange > 0, c.fused_exchange, 1.0)
+    hidden = np.where(sw.overlap_exchange > 0, c.exposed_exchange, 1.0)
+    # Dropless routing makes the host wait for the counts and start each expert's kernels.
+    waits = np.where(sw.fused_exchange > 0, c.fused_expert_ops, 1.0)
+    waits = np.where(sw.drops > 0, 0.0, waits)
+    return Parts(
+        matrix=mixer.matrix + experts + shared + router,
+        attention=mixer.attention,
+        attention_backward=mixer.attention_backward,
+        stream=mixer.stream + stream_s(hw, c, passes),
+        expert=np.where(split.ep > 1, 2 * exchange * fused * hidden, 0.0),
+        ops=c.moe_ops + waits * c.expert_ops * held,
+    )
+
+
+def _context_s(
+    shape: Shape, split: Split, hw: Machine, c: Constants, tokens: Num, attention: Num
+) -> tuple[Num, Num]:
+    """(forward, backward) seconds of context parallelism that attention does not hide.
+
+    ring: n - 1 messages of keys and values forward, about twice that back, beside attention.
+    all_gather: one gather forward; a gather and a scatter of gradients back. ulysses: all-to-alls
+    of q, k, v and the output, each way. hybrid: both, over their part of the group.
+    """
+    if not np.any(split.cp > 1):
+        return 0.0, 0.0
+    heads, kv = shape.heads / split.tp, np.maximum(shape.kv_heads / split.tp, 1.0)
+    kv_bytes = hw.element_bytes * tokens * kv * (shape.qk_dim + shape.v_dim)
+    all_bytes = kv_bytes + hw.element_bytes * tokens * heads * (shape.qk_dim + shape.v_dim)
+    method = split.cp_method
+    inside = np.where(method == ULYSSES, split.cp, np.where(method == HYBRID, split.cp_heads, 1.0))
+    around = split.cp / inside
+    ring = collective_s(hw, c, kv_bytes * around, around, split.tp * inside)
+    cover = c.covered_context * attention
+    gathers = method == ALL_GATHER
+    forward = np.where(gathers, ring, np.maximum(ring - cover, 0.0))
+    backward = np.where(gathers, 2 * ring, np.maximum(2 * ring - 2 * cover, 0.0))
+    heads_s = exchange_s(hw, c, all_bytes, inside, split.tp)
+    on = split.cp > 1
+    return np.where(on, forward + heads_s, 0.0), np.where(on, backward + heads_s, 0.0)
+
+
+def _layer(
+    split: Split,
+    hw: Machine,
+    sw: Software,
+    c: Constants,
+    parts: Parts,
+    tensor: Num,
+    context: tuple[Num, Num],
+) -> Layer:
+    host = parts.ops * c.host_op_s * (1 - sw.graph) * np.where(sw.compiled > 0, 0.6, 1.0)
+    waits = (split.pp > 1) & (split.tp > 1) & (hw.num_devices > hw.per_node) & (sw.stalls > 0)
+    stall = np.where(waits, c.stall_base_s + c.stall_s * split.tp, 0.0)
+    busy = parts.matrix + parts.attention + parts.stream
+    talk = tensor + parts.expert
+    forward = np.maximum(np.maximum(busy, host) + talk + context[0], stall)
+    weight = c.weight_grad * parts.matrix
+    back = weight + parts.matrix * c.weight_grad + parts.attention_backward + 2 * parts.stream
+    backward = np.maximum(np.maximum(back, 2 * host) + talk + context[1], stall)
+    again = np.where(split.recompute == FULL, forward, 0.0)
+    again = np.where(split.recompute == SELECTIVE, parts.attention, again)
+    again = again + sw.recompute_full * forward + sw.recompute_matrix * parts.matrix
+    return Layer(
+        matrix_s=parts.matrix,
+        attention_s=parts.attention,
+        stream_s=parts.stream,
+        tensor_s=tensor,
+        context_s=context[0],
+        expert_s=parts.expert,
+        forward_s=forward,
+        input_s=backward - weight + again,
+        weight_s=weight,
+        recompute_s=again,
+    )
