@@ -72,7 +72,7 @@ class Sizes:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Degrees:
     """A layout; `schedule` is a place in `planner.config.ScheduleName`. `offload` to the host:
-    1 optimizer state, 2 activations as well but for the running micro-batch."""
+    1 optimizer state, 2 activations but for those of the running micro-batch."""
 
     pp: Num = 1
     vpp: Num = 1
@@ -110,7 +110,7 @@ class Recipe:
     logit: float = 6.0  # at once per logit: 2, and 4 for each fp32 copy of the loss
     expert_copies: float = 1.0  # of a routed token; 2 where weights multiply experts' output
     buffer_gib: float = 0.0
-    slack: float = 0.25
+    slack: float = 0.3
     context_gib: float = 1.5  # CUDA, kernels and NCCL, outside the allocator
 
 
@@ -292,7 +292,7 @@ def stage_peaks(
         sharded = sharded + experts / np.where(zero >= stage, expert_group, 1.0)
         return np.asarray(sharded * num_bytes)
 
-    optimizer = shard(1, r.optimizer) * (np.asarray(g.offload) == 0)
+    optimizer = shard(1, r.optimizer) * (np.asarray(g.offload) != 1)
     copied = (zero < 2) & (g.dp_replicate * group > 1)
     buffers = copied * (params + experts) * r.bucket + ~alone * 2.0 * boundary
     buffers = buffers + r.buffer_gib * GIB

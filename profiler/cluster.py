@@ -45,6 +45,8 @@ class DeviceSpec:
     """Share of the memory rate that a streaming kernel reaches."""
     launch_s: Annotated[float, Gt(0)]
     """Time to start one kernel."""
+    units: Positive = 1
+    """Multiprocessors (NVIDIA) or compute units (AMD): what one wave of tiles fills."""
     is_host: bool = False
     """The devices of a node are processes that share its cores (CPU training)."""
 

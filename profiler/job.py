@@ -11,12 +11,16 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from profiler.codec import record
 
-Precision = Literal["bf16", "fp32"]
+Precision = Literal["bf16", "fp16", "fp8", "fp4", "fp32"]
+"""Of the weights' matrix products. fp8, fp4: attention, norms, head and router stay in bf16, and so
+do weights and activations in memory (Transformer Engine's recipes keep both beside the casts)."""
+LOW_PRECISIONS: tuple[Precision, ...] = ("fp8", "fp4")
 
-WEIGHT_BYTES: dict[Precision, int] = {"bf16": 2, "fp32": 4}
-GRAD_BYTES: dict[Precision, int] = {"bf16": 4, "fp32": 4}
-OPTIMIZER_BYTES: dict[Precision, int] = {"bf16": 12, "fp32": 8}
-ACTIVATION_BYTES: dict[Precision, int] = {"bf16": 2, "fp32": 4}
+_MIXED: tuple[Precision, ...] = ("bf16", "fp16", "fp8", "fp4")
+WEIGHT_BYTES: dict[Precision, int] = {**dict.fromkeys(_MIXED, 2), "fp32": 4}
+GRAD_BYTES: dict[Precision, int] = {**dict.fromkeys(_MIXED, 4), "fp32": 4}
+OPTIMIZER_BYTES: dict[Precision, int] = {**dict.fromkeys(_MIXED, 12), "fp32": 8}
+ACTIVATION_BYTES: dict[Precision, int] = {**dict.fromkeys(_MIXED, 2), "fp32": 4}
 
 
 @record

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from launch.cli import diff, export, launch, list_, plan, profile, show, validate, verify
+from launch.cli import diff, export, launch, list_, plan, profile, show, validate, verify, why
 from launch.cli.exit import OF_KIND, TEXT, Exit
 from launch.cli.terminal import STATE
 from profiler.errors import UserError
@@ -53,6 +53,7 @@ def _global(
 app.command("profile")(profile.run)
 app.command("plan")(plan.run)
 app.command("show")(show.run)
+app.command("why")(why.run)
 app.command("diff")(diff.run)
 app.command("launch")(launch.run)
 app.command("verify")(verify.run)

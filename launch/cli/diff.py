@@ -1,7 +1,8 @@
 """`meshwright diff`: two plans side by side."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -9,6 +10,10 @@ from launch.cli.exit import Exit
 from launch.cli.options import Json, PlanFile
 from launch.cli.terminal import say
 
+if TYPE_CHECKING:
+    from planner.plan import Plan
+
+Pair = tuple[float, float]
 _COSTS = ("step_s", "compute_s", "p2p_s", "collective_s", "idle_s", "peak_bytes")
 
 
@@ -18,7 +23,7 @@ def run(
     exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit 4 if they differ.")] = False,
     as_json: Json = False,
 ) -> int:
-    """Compare two plans: inputs, layout, cost."""
+    """Compare two plans: inputs, layout, cost, where time and memory go."""
     from launch.artifact import read_plan
     from profiler.codec import canonical, to_plain
 
@@ -31,18 +36,23 @@ def run(
         changes += _changes(old, new, f"chosen.{part}")
     known = all(x.chosen.estimate is not None for x in (a, b))
     names = _COSTS if known else ()
-    costs = {n: [getattr(x.chosen.cost, n) for x in (a, b)] for n in names}
+    costs = {n: (getattr(a.chosen.cost, n), getattr(b.chosen.cost, n)) for n in names}
+    terms, memory = (_terms(a, b), _memory(a, b)) if known else ({}, {})
     if as_json:
         document = {
             "format_version": "1.0",
             "kind": "diff",
             "plans": [a.id, b.id],
             "changes": [{"path": p, "old": o, "new": n} for p, o, n in changes],
-            "costs": costs,
+            "costs": {name: list(pair) for name, pair in costs.items()},
+            "terms": {name: list(pair) for name, pair in terms.items()},
+            "memory": {name: list(pair) for name, pair in memory.items()},
         }
         typer.echo(canonical(document), nl=False)
     else:
-        _print(a.id, b.id, changes, costs)
+        _print(a.id, b.id, changes)
+        if a.id != b.id:
+            _print_costs(costs, terms, memory)
     return Exit.DIFFERS if exit_code and a.id != b.id else Exit.OK
 
 
@@ -57,11 +67,27 @@ def _changes(old: Any, new: Any, path: str) -> list[tuple[str, Any, Any]]:
     return [] if old == new else [(path, old, new)]
 
 
-def _print(
-    a: str, b: str, changes: list[tuple[str, Any, Any]], costs: dict[str, list[float]]
-) -> None:
-    from launch.cli.render import seconds, size
+def _terms(a: "Plan", b: "Plan") -> dict[str, Pair]:
+    """Seconds by term of both; none where a plan has no terms."""
+    from planner.whynot import compare
 
+    if not (a.chosen.cost.terms and b.chosen.cost.terms):
+        return {}
+    return compare(a.chosen, b.chosen)
+
+
+def _memory(a: "Plan", b: "Plan") -> dict[str, Pair]:
+    """Bytes by part on the fullest stage of each."""
+    from launch.cli.sections import part_bytes
+
+    ours, theirs = (
+        part_bytes(max((s.memory for s in x.chosen.cost.stages), key=lambda m: m.total_bytes))
+        for x in (a, b)
+    )
+    return {name: (ours[name], theirs[name]) for name in ours}
+
+
+def _print(a: str, b: str, changes: list[tuple[str, Any, Any]]) -> None:
     say(f"{a} -> {b}\n")
     if a == b:
         say("The plans are equal")
@@ -72,11 +98,30 @@ def _print(
     if len(shown) < len(changes):
         say(f"  {'profile':<34} {len(changes) - len(shown)} values differ")
     say()
-    for name, (old, new) in costs.items():
+
+
+def _print_costs(costs: dict[str, Pair], terms: dict[str, Pair], memory: dict[str, Pair]) -> None:
+    from launch.cli.render import seconds, size
+
+    for name, pair in costs.items():
         words = size if name.endswith("bytes") else seconds
-        share = f"{new / old - 1:+.1%}" if old else ""
-        label = name.rsplit("_", 1)[0]
-        say(f"  {label:<12}{words(old):>12} -> {words(new):<12}{share:>8}")
+        say(_row(name.rsplit("_", 1)[0], pair, words))
+    if terms:
+        say("\nA step on the rank with most work")
+        for name, pair in terms.items():
+            if any(pair):
+                say(_row(name, pair, seconds))
+    if memory:
+        say("\nMemory of the fullest stage")
+        for name, pair in memory.items():
+            if any(pair):
+                say(_row(name, pair, size))
+
+
+def _row(label: str, pair: Pair, words: Callable[[float], str]) -> str:
+    old, new = pair
+    share = f"{new / old - 1:+.1%}" if old else ""
+    return f"  {label:<12}{words(old):>12} -> {words(new):<12}{share:>8}".rstrip()
 
 
 def _short(value: Any) -> str:

@@ -32,11 +32,11 @@ def run(
     columns = _group_columns(group)
     _check_files(runs, failed, columns)
     if plot:
-        from launch.scatter import check_plot
+        from launch.published.scatter import check_plot
 
         check_plot(plot)
     from launch.cli.score_text import report
-    from launch.runs import read_and_predict
+    from launch.published.runs import read_and_predict
     from planner.scoring import score
     from profiler.codec import canonical, to_plain
 
@@ -54,7 +54,7 @@ def run(
     else:
         say("\n".join(report(result, columns, memory=memory)))
     if plot:
-        from launch.scatter import draw
+        from launch.published.scatter import draw
 
         draw(rows, plot, memory=memory)
         note(f"Saved the plot to: `{plot}`")
@@ -71,7 +71,7 @@ def _group_columns(text: str) -> tuple[str, ...]:
 
 def _check_files(runs: Path, failed: Path | None, columns: tuple[str, ...]) -> None:
     """What is wrong with the tables as such is said before any work."""
-    from launch.run_table import COLUMNS, check_group, read_failed, read_runs, unknown_columns
+    from launch.published.table import COLUMNS, check_group, read_failed, read_runs, unknown_columns
 
     table = read_runs(runs)
     check_group(columns, table.columns, str(runs))

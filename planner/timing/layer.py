@@ -229,7 +229,8 @@ def _layer(
     back = weight + parts.matrix * c.weight_grad + parts.attention_backward + 2 * parts.stream
     backward = np.maximum(np.maximum(back, 2 * host) + talk + context[1], stall)
     again = np.where(split.recompute == FULL, forward, 0.0)
-    again = np.where(split.recompute == SELECTIVE, parts.attention, again)
+    own = (sw.recompute_full > 0) | (sw.recompute_matrix > 0)
+    again = np.where((split.recompute == SELECTIVE) & ~np.asarray(own), parts.attention, again)
     again = again + sw.recompute_full * forward + sw.recompute_matrix * parts.matrix
     return Layer(
         matrix_s=parts.matrix,

@@ -17,10 +17,10 @@ from profiler.cluster import DeviceSpec, LinkSpec, PositiveFloat, Share
 from profiler.codec import decode, read_text, record
 from profiler.errors import UserError
 from profiler.huggingface import model_from_config
+from profiler.job import Precision
 from profiler.model import ModelSpec, Positive
 
 Kind = Literal["device", "model", "node", "cluster"]
-Precision = Literal["bf16", "fp16", "fp8", "fp4", "fp32"]
 """What a device may state a rate for; a job may know fewer."""
 Scalar = str | int | float | bool | None
 Cited = Annotated[str, MinLen(1)]
@@ -105,6 +105,7 @@ class DeviceFile:
     gemm_efficiency: SourcedShare
     memory_efficiency: SourcedShare
     launch_s: SourcedFloat
+    units: SourcedInt | None = None
     is_host: bool = False
     intra: SourcedLink
     nic: SourcedLink
@@ -197,8 +198,12 @@ def nearest(text: str, known: tuple[str, ...]) -> str | None:
 
 def unknown(kind: Kind, name: str, known: tuple[str, ...]) -> UserError:
     """The error for a name that the catalogue does not hold."""
+    return unknown_name("node type" if kind == "node" else kind, name, known)
+
+
+def unknown_name(word: str, name: str, known: tuple[str, ...]) -> UserError:
+    """The same for any kind of thing, called `word`."""
     near = nearest(name, known)
-    word = "node type" if kind == "node" else kind
     hint = f"did you mean `{near}`?" if near else f"known {word}s: {', '.join(known)}"
     return UserError(f"no {word} `{name[:60]}` in the catalogue", hint=hint)
 
@@ -218,6 +223,7 @@ def load_device(name: str) -> DeviceEntry:
         gemm_efficiency=file.gemm_efficiency.value,
         memory_efficiency=file.memory_efficiency.value,
         launch_s=file.launch_s.value,
+        units=file.units.value if file.units else 1,
         is_host=file.is_host,
     )
     return DeviceEntry(

@@ -7,11 +7,10 @@ constants with their ranges and the leave-one-out errors, as the fitting script 
 import sys
 from pathlib import Path
 
-from launch.runs import read_and_predict
-
 from launch.artifact import write_atomic
 from launch.cli.terminal import Progress, note
-from launch.scatter import check_plot, draw
+from launch.published.runs import read_and_predict
+from launch.published.scatter import check_plot, draw
 from planner.scoring import score
 from profiler.codec import decode, read_text
 from tests.accuracy.published_page import NO_FIT, Fit, Target, page

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from launch.run_table import MEASURED, REQUIRED
+from launch.published.table import MEASURED, REQUIRED
 from tests.unit.scored_rows import failed_row, left_out, row
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,10 +40,10 @@ def runs(tmp_path, monkeypatch):
         progress(0, 1, "reading")
         return module.found
 
-    module = ModuleType("launch.runs")
+    module = ModuleType("launch.published.runs")
     module.read_and_predict, module.asked = read_and_predict, asked
     module.found = predictions()
-    monkeypatch.setitem(sys.modules, "launch.runs", module)
+    monkeypatch.setitem(sys.modules, "launch.published.runs", module)
     write(tmp_path / "runs.csv")
     return module
 
@@ -135,7 +135,7 @@ def test_plot(suffix, meshwright, runs, tmp_path):
 
 def test_plot_is_the_same_each_time(tmp_path, runs):
     pytest.importorskip("matplotlib")
-    from launch.scatter import draw
+    from launch.published.scatter import draw
 
     rows, _ = predictions()
     draw(rows, tmp_path / "a.png")
@@ -235,7 +235,7 @@ def test_columns_that_are_not_known_are_named(meshwright, runs, tmp_path):
 
 
 def test_a_byte_order_mark_quotes_and_blank_lines_are_read(tmp_path):
-    from launch.run_table import read_runs
+    from launch.published.table import read_runs
 
     path = tmp_path / "runs.csv"
     cells = ['"a, b"', *LINE[1:]]
@@ -250,9 +250,9 @@ def test_piped_output_is_plain_and_a_reader_may_leave(tmp_path):
     script = (
         "import sys, tests.cli.test_validate as t\n"
         "from types import ModuleType\n"
-        "m = ModuleType('launch.runs')\n"
+        "m = ModuleType('launch.published.runs')\n"
         "m.read_and_predict = lambda *a: t.predictions()\n"
-        "sys.modules['launch.runs'] = m\n"
+        "sys.modules['launch.published.runs'] = m\n"
         "from launch.cli.app import run\n"
         "sys.exit(run(['validate', 'runs.csv']))\n"
     )

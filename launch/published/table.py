@@ -1,6 +1,6 @@
 """The CSV table of measured runs: which columns there are, and its strict reading.
 
-Cells stay text here; what a row means is for `launch.runs`.
+Cells stay text here; what a row means is for `launch.published.runs`.
 """
 
 import csv

@@ -1,0 +1,144 @@
+"""Reasons and their opposites as text of at most 80 columns. Pure: records in, lines out."""
+
+import textwrap
+
+from launch.cli.render import seconds, size
+from planner.explain import Explanation, Other, Reason
+from planner.plan import Candidate, Plan
+from planner.whynot import Answer, compare, indivisible, sentence
+from planner.wording import percent
+
+WIDTH = 80
+_LABEL = 22
+
+
+def reason_lines(explained: Explanation) -> list[str]:
+    """The choices, what limits them, what proves them."""
+    lines = ["Why"]
+    for reason in explained.reasons:
+        lines += _entry(f"{reason.axis} {reason.value}", reason.text)
+        others = others_words(reason)
+        if others:
+            lines += _entry("", others)
+    if any(o.cost is not None and not o.simulated for r in explained.reasons for o in r.others):
+        lines += ["", "  ~ screened by a closed form, not simulated"]
+    lines += ["", "Limits"]
+    for name, text in explained.limits.items():
+        lines += _entry(name, text)
+    lines += ["", "Proof"]
+    for text in explained.proof:
+        lines += _entry("", text, indent=2)
+    return lines
+
+
+def others_words(reason: Reason) -> str:
+    """`instead 4: +3.1 %, 2: ~+9.0 %; 16: no layout fits`."""
+    if reason.pinned and not reason.others:
+        return "the only value that --pin allows"
+    cost = [other_words(o) for o in reason.others if o.cost is not None]
+    none = [f"{o.value}: {o.why}" for o in reason.others if o.cost is None]
+    parts = [*(["instead " + ", ".join(cost)] if cost else []), *none]
+    return "; ".join(parts)
+
+
+def other_words(other: Other) -> str:
+    """`4: +3.1 %`; screened costs carry a tilde."""
+    cost = f"{other.cost or 0.0:+.1%}".replace("%", " %")
+    return f"{other.value}: {'' if other.simulated else '~'}{cost}"
+
+
+def _entry(label: str, text: str, indent: int = _LABEL) -> list[str]:
+    first = f"  {label}".ljust(indent)
+    if not first.endswith(" "):
+        first += " "
+    wrapped = textwrap.wrap(text, WIDTH - indent, break_on_hyphens=False) or [""]
+    return [first + wrapped[0], *(" " * indent + line for line in wrapped[1:])]
+
+
+def pin_words(answer: Answer) -> str:
+    """`tp 4, pp 2`."""
+    return ", ".join(f"{axis} {' or '.join(v)}" for axis, v in answer.pins.items())
+
+
+def answer_lines(plan: Plan, answer: Answer) -> list[str]:
+    """What a layout with the pins costs, or what forbids it."""
+    lines = []
+    if answer.dropped:
+        lines += textwrap.wrap(f"Set aside: the plan's {', '.join(answer.dropped)}", WIDTH) + [""]
+    if answer.best is None:
+        return lines + _forbidden(plan, answer)
+    if answer.best.config == plan.chosen.config:
+        return [*lines, f"The chosen layout has {pin_words(answer)}: {plan.chosen.config.label}"]
+    lines += [f"The best layout with {pin_words(answer)}:", ""]
+    if plan.chosen.estimate is None:
+        return [*lines, *_rows([("", answer.best)], None)]
+    base = plan.chosen.cost.step_s
+    lines += _rows([("chosen", plan.chosen), ("", answer.best)], base)
+    return [*lines, "", *_verdict(plan.chosen, answer.best), "", *split_pair(plan, answer.best)]
+
+
+def _rows(named: list[tuple[str, Candidate]], base: float | None) -> list[str]:
+    lines = [f"  {'layout':<37}{'sched':<6}{'step':>9}{'MFU':>7}{'peak':>10}{'':>9}"]
+    for word, c in named:
+        cost = word or (f"{c.cost.step_s / base - 1:+.1%}" if base else "")
+        label, sched = c.config.label, c.config.schedule
+        if len(label) > 36 or len(sched) > 5:
+            lines.append(f"  {label} {sched}")
+            label = sched = ""
+        lines.append(
+            f"  {label:<37}{sched:<6}{seconds(c.cost.step_s):>9}{c.cost.mfu:>7.1%}"
+            f"{size(c.cost.peak_bytes):>10}{cost:>9}"
+        )
+    return [line.rstrip() for line in lines]
+
+
+def _verdict(chosen: Candidate, other: Candidate) -> list[str]:
+    """Slower by how much, and which term is most of it."""
+    by = other.cost.step_s / chosen.cost.step_s - 1
+    differences = {name: b - a for name, (a, b) in compare(chosen, other).items()}
+    if abs(by) < 0.0005:
+        return ["Equally fast: the simpler layout goes first"]
+    sign = 1 if by > 0 else -1
+    most = max(differences, key=lambda name: sign * differences[name])
+    change = differences[most]
+    word = "Slower" if by > 0 else "Faster"
+    text = f"{word} by {percent(abs(by))}"
+    if sign * change > 0:
+        text += f"; most of it {most}, {'+' if change > 0 else '-'}{seconds(abs(change))}"
+    lines = [text]
+    if by < 0:
+        lines.append("The plan did not search where this layout is")
+    return lines
+
+
+def split_pair(plan: Plan, other: Candidate) -> list[str]:
+    """Terms of both side by side."""
+    where = "on the rank with most work" if plan.chosen.cost.terms else "on the mean rank"
+    lines = [f"A step {where}", f"  {'':<12}{'chosen':>10}{'with it':>12}{'':>14}"]
+    for name, (a, b) in compare(plan.chosen, other).items():
+        if a or b:
+            lines.append(f"  {name:<12}{seconds(a):>10}{seconds(b):>12}{_signed(b - a):>14}")
+    return [line.rstrip() for line in lines]
+
+
+def _signed(difference: float) -> str:
+    return f"{'+' if difference >= 0 else '-'}{seconds(abs(difference))}" if difference else ""
+
+
+def _forbidden(plan: Plan, answer: Answer) -> list[str]:
+    """Rules with their counts, memory, the closest miss."""
+    lines = [f"No layout with {pin_words(answer)}: {answer.message}"]
+    lines = [part for line in lines for part in textwrap.wrap(line, WIDTH)]
+    facts = indivisible(plan, answer.pins)
+    lines += [f"  {fact}" for fact in facts]
+    if answer.rejected:
+        lines += ["", "Rejected by rule"]
+        for rule, n in sorted(answer.rejected.items(), key=lambda x: (-x[1], x[0])):
+            lines += _entry(f"{n:>7,}  {rule}", sentence(rule), indent=30)
+    if answer.num_valid or answer.details:
+        lines.append("")
+    if answer.num_valid:
+        lines.append(f"{answer.num_valid:,} such layouts break no rule, and none fits")
+    for detail in answer.details:
+        lines += textwrap.wrap(detail, WIDTH, initial_indent="  ", subsequent_indent="  ")
+    return lines

@@ -1,0 +1,103 @@
+"""A row's training software, what it states of it, and its precision.
+
+`features` are read as `key=value` pairs and words. Where a Megatron-Bridge release from 26.06 on
+states none for a model with experts, those of the same release's other rows are assumed (full CUDA
+graphs, HybridEP, overlapped exchange), which its recipes turn on by default.
+"""
+
+import dataclasses
+import re
+
+from launch.published.cells import yes
+from launch.published.table import Cells
+from planner.timing.quantities import Software
+from profiler.catalog.constants import load_software
+from profiler.job import Precision
+
+_SOFTWARE = (
+    (r"megatron.?deepspeed|vtrain", "megatron-deepspeed"),
+    (r"nanotron", "nanotron"),
+    (r"composer|llm-foundry|mosaic", "composer"),
+    (r"internevo", "internevo"),
+    (r"torchtitan", "torchtitan"),
+    (r"maxtext|paxml|jax", "maxtext"),
+    (r"^megatron-lm$", "megatron-2021"),
+)
+_KNOWN = re.compile(
+    r"cuda_graph_impl|cuda_graph_scope|moe_a2a_overlap|moe_flex_dispatcher_backend|torch\.compile|"
+    r"asynctp|cpu_offloading_num_layers|use_megatron_fsdp|flash attention|1f1b schedule|"
+    r"pack_sample_into_one|cross-entropy fusion|^$",
+    re.I,
+)
+
+
+def software_of(cells: Cells) -> str:
+    """Catalogue name; Megatron-Core where nothing else is recognised."""
+    text = f"{cells.get('framework', '')}".lower()
+    named = next((name for pattern, name in _SOFTWARE if re.search(pattern, text)), None)
+    return named or "megatron"
+
+
+def unknown_features(cells: Cells) -> list[str]:
+    """Features that nothing here understands."""
+    parts = [p.strip() for p in cells.get("features", "").split(";")]
+    return [p for p in parts if not _KNOWN.search(p)]
+
+
+def precision_of(cells: Cells) -> Precision:
+    """Of the weights' products; bf16 where the row does not say."""
+    text = cells.get("precision", "").lower()
+    if "nvfp4" in text or "mxfp4" in text:
+        return "fp4"
+    return "fp8" if "fp8" in text else "bf16"
+
+
+def traits_of(cells: Cells, name: str, tp: int) -> Software:
+    """What the software did in this run."""
+    entry = load_software(name)
+    sequence = yes(cells, "seq_parallel")
+    if sequence is None:
+        sequence = entry.sequence_parallel and tp > 1
+    features = cells.get("features", "").lower()
+    has_experts = bool(cells.get("n_experts"))
+    version = cells.get("framework_version", "")
+    recent = has_experts and not features and bool(re.match(r"26\.(0[6-9]|1)", version))
+    fused = recent or "hybridep" in features or "deepep" in features
+    return dataclasses.replace(
+        Software(),
+        flash=float(entry.kernel != "none"),
+        sequence_parallel=float(sequence),
+        balanced=float(entry.balanced),
+        compiled=float("torch.compile" in features),
+        graph=1.0 if recent else _graph(features),
+        drops=float("tokendrop" in cells.get("model", "").lower()),
+        fused_exchange=float(fused),
+        overlap_exchange=float(recent or "a2a_overlap=true" in features),
+        stalls=float(entry.stalls),
+        **_recompute(cells),
+    )
+
+
+def _graph(features: str) -> float:
+    """Share of the kernels that start from CUDA graphs."""
+    if re.search(r"cuda_graph_impl=(full|local)", features):
+        return 1.0
+    return 0.5 if "cuda_graph_impl=transformer_engine" in features else 0.0
+
+
+def _recompute(cells: Cells) -> dict[str, float]:
+    """Recomputation beside the layout's `none`, `selective` (attention alone) and `full`.
+
+    torchtitan: selective by layer is every second layer; by operator, every second matrix product
+    and all element-wise work. Megatron: `full/block:5 layers per stage`.
+    """
+    text = cells.get("recompute", "").lower()
+    if "selective layer" in text or text == "selective ac":
+        return {"recompute_full": 0.5}
+    if "selective op" in text:
+        return {"recompute_matrix": 0.25}
+    block = re.search(r"block:(\d+) layers per stage", text)
+    if block:
+        layers = float(cells.get("layers") or 1) / float(cells.get("pp") or 1)
+        return {"recompute_full": min(1.0, int(block[1]) / layers)}
+    return {}

@@ -1,0 +1,109 @@
+"""From the time of single layers to the program of a pipeline's step.
+
+A virtual stage's forward and backward are the sums over its blocks; embedding look-up costs
+nothing, `mtp` is a layer of the last kind and one more head. Reduction, update and gathering come
+from the closed form (`planner.timing.step`), shared among a rank's stages by their parameters.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from planner.program import Program
+from planner.schedules import stage_owner
+from profiler.model import BlockKind
+from solvers.partition import Stages, partition
+
+ScheduleInputs = tuple[float, float, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockTimes:
+    """Seconds of each kind of block for one micro-batch: (forward, input, weight)."""
+
+    dense: ScheduleInputs
+    moe: ScheduleInputs
+    head: ScheduleInputs
+
+    def of(self, kind: BlockKind) -> ScheduleInputs:
+        """Of one block."""
+        if kind == "embed":
+            return (0.0, 0.0, 0.0)
+        return {"dense": self.dense, "moe": self.moe, "head": self.head, "mtp": self.moe}[kind]
+
+
+def equal_stages(blocks: Sequence[BlockKind], num_stages: int) -> Stages | None:
+    """Equally many layers per stage, embedding and head on top; or, where that does not divide,
+    with embedding and head counted as a layer each; None where neither divides."""
+    layers = len(blocks) - 2
+    if layers % num_stages == 0 and layers >= num_stages:
+        each = layers // num_stages
+        ends = [0, *(1 + each * (s + 1) for s in range(num_stages))]
+        ends[-1] += 1
+        return tuple(pairwise(ends))
+    if len(blocks) % num_stages == 0:
+        each = len(blocks) // num_stages
+        return tuple((s * each, (s + 1) * each) for s in range(num_stages))
+    return None
+
+
+def balanced_stages(blocks: Sequence[BlockKind], times: BlockTimes, num_stages: int) -> Stages:
+    """The least maximum over stages; embedding and head stay with a layer where there are few."""
+    work = np.array([sum(times.of(kind)) for kind in blocks])
+    found = partition(work, num_stages)
+    if found.value is None:
+        raise ValueError(f"{len(blocks)} blocks do not fill {num_stages} stages")
+    return found.value
+
+
+def threshold_stages(costs: Sequence[float], num_stages: int) -> Stages:
+    """Blocks in order; a stage is full once the blocks so far exceed its share of all costs, which
+    is how nanotron splits by parameters (`PipelineParallel` block costs)."""
+    total, so_far, ends = float(sum(costs)), 0.0, [0]
+    for index, cost in enumerate(costs[:-1]):
+        so_far += cost
+        left = len(costs) - 1 - index
+        due = so_far > total * len(ends) / num_stages or left <= num_stages - len(ends)
+        if due and len(ends) < num_stages:
+            ends.append(index + 1)
+    return tuple(pairwise([*ends, len(costs)]))
+
+
+def program_of(
+    *,
+    blocks: Sequence[BlockKind],
+    stages: Stages,
+    times: BlockTimes,
+    schedule: str,
+    pp: int,
+    vpp: int,
+    num_microbatches: int,
+    send_s: float,
+    sync_s: float,
+    update_s: float,
+) -> Program:
+    """The step of a layout; `sync_s` and `update_s` are those of the fullest rank."""
+    owners = stage_owner(schedule, pp, vpp)  # type: ignore[arg-type]
+    sums = [
+        tuple(float(sum(times.of(kind)[i] for kind in blocks[first:end])) for i in range(3))
+        for first, end in stages
+    ]
+    sizes = [max(end - first, 0) for first, end in stages]
+    held = [sum(n for n, o in zip(sizes, owners, strict=True) if o == r) for r in range(pp)]
+    fullest = max(*held, 1)
+    hops = [0.0 if a == b else send_s for a, b in pairwise(owners)]
+    return Program(
+        schedule=schedule,  # type: ignore[arg-type]
+        num_microbatches=num_microbatches,
+        vpp=vpp,
+        forward_s=tuple(s[0] for s in sums),
+        input_s=tuple(s[1] for s in sums),
+        weight_s=tuple(s[2] for s in sums),
+        send_forward_s=(*hops, 0.0),
+        send_backward_s=(0.0, *hops),
+        bucket_s=(0.0,) * pp,
+        sync_s=tuple(sync_s * n / fullest for n in sizes),
+        optimizer_s=tuple(update_s * n / fullest for n in held),
+    )

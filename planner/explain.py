@@ -1,0 +1,220 @@
+"""Why a plan is what it is: each choice with the next best others, what limits it, what proves it.
+
+All figures are the plan's own. A value of an axis that the chosen layout does not have costs what
+the best simulated layout with it costs (`Plan.alternatives`, `Plan.frontier`), else what the search
+screened for it (`Plan.by_axis`, a closed form).
+"""
+
+from dataclasses import dataclass, field
+
+from planner.axes import divisors
+from planner.config import ParallelConfig
+from planner.cost import CostModel
+from planner.grounds import SEARCHED, ground, value_of
+from planner.plan import TERMS, Candidate, Plan
+from planner.rules import CONFIG_RULES, UNPLACED_RULES
+from planner.simulate import Timeline, simulate
+from planner.wording import gib, percent
+from profiler.codec import replace
+
+_DEGREES = ("tp", "pp", "cp", "ep", "etp", "dp_replicate", "dp_shard")
+_ALONE = {
+    "tp": ("heads-tp", "kv-heads-tp", "ffn-tp", "shared-ffn-tp", "vocab-tp"),
+    "pp": ("blocks-pp", "layers-pp"),
+    "ep": ("no-experts", "experts-ep"),
+    "etp": ("no-experts", "expert-width-etp"),
+}
+"""Rules that look at one axis alone."""
+_SHOWN = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Other:
+    """Another value of an axis."""
+
+    value: str
+    cost: float | None
+    """Its best layout's step over the chosen one's, less 1; None where it has none."""
+    simulated: bool = False
+    """Else screened."""
+    why: str = ""
+    """Why there is none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reason:
+    """One choice of the layout."""
+
+    axis: str
+    value: str
+    text: str
+    others: tuple[Other, ...] = ()
+    pinned: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """Why the chosen layout."""
+
+    reasons: tuple[Reason, ...]
+    limits: dict[str, str] = field(default_factory=dict)
+    """What holds it back: `memory`, `time`, `bubble`, `link` -> a sentence."""
+    proof: tuple[str, ...] = ()
+
+
+def explain(plan: Plan) -> Explanation:
+    """Reasons for the chosen layout; raises `UserError` where the plan has no estimate."""
+    chosen = plan.chosen
+    _ = chosen.cost
+    reasons = tuple(
+        Reason(
+            axis=axis,
+            value=value_of(chosen.config, axis),
+            text=text,
+            others=_others(plan, axis),
+            pinned=axis in plan.options.pin,
+        )
+        for axis in SEARCHED
+        if (text := ground(plan, axis)) is not None
+    )
+    return Explanation(reasons=reasons, limits=_limits(plan), proof=_proof(plan))
+
+
+def timeline_of(plan: Plan) -> Timeline:
+    """The simulated step of the chosen layout; raises `UserError` where the plan has no estimate.
+
+    The one place where explaining asks the cost model."""
+    chosen = plan.chosen
+    _ = chosen.cost
+    costs = CostModel(plan.model, plan.job, plan.profile)
+    prepared = costs.prepare(chosen.config, chosen.placement.stages)
+    if prepared is None:
+        raise ValueError("the stages of a plan need no split")
+    return simulate(prepared.program, prepared.sharing)
+
+
+def shares(candidate: Candidate) -> dict[str, float]:
+    """Share of the step by term, in the order of `TERMS`; by component in plans without terms."""
+    e = candidate.cost
+    parts = {name: e.terms[name] for name in TERMS if name in e.terms} or {
+        name: getattr(e, f"{name}_s") for name in ("compute", "p2p", "collective", "idle")
+    }
+    total = sum(parts.values())
+    return {name: seconds / total for name, seconds in parts.items()} if total else {}
+
+
+def _others(plan: Plan, axis: str) -> tuple[Other, ...]:
+    """The next best other values, and what the neighbours that have none break."""
+    chosen = value_of(plan.chosen.config, axis)
+    screened = plan.by_axis.get(axis, {})
+    simulated = _simulated(plan, axis)
+    here = screened.get(chosen, plan.chosen.cost.step_s)
+    found = [
+        Other(value=value, cost=step_s / plan.chosen.cost.step_s - 1, simulated=True)
+        for value, step_s in simulated.items()
+        if value != chosen
+    ]
+    found += [
+        Other(value=value, cost=step_s / here - 1)
+        for value, step_s in screened.items()
+        if value != chosen and value not in simulated and here
+    ]
+    found.sort(key=lambda other: (other.cost, other.value))
+    return (*found[:_SHOWN], *_impossible(plan, axis, {chosen, *screened, *simulated}))
+
+
+def _simulated(plan: Plan, axis: str) -> dict[str, float]:
+    """Value -> step of the best simulated layout with it."""
+    best: dict[str, float] = {}
+    for candidate in (plan.chosen, *plan.alternatives, *plan.frontier):
+        if candidate.estimate is not None:
+            value = value_of(candidate.config, axis)
+            best[value] = min(candidate.estimate.step_s, best.get(value, float("inf")))
+    return best
+
+
+def _impossible(plan: Plan, axis: str, known: set[str]) -> list[Other]:
+    """Neighbouring values of a degree without any layout, where the search kept count."""
+    if axis not in _DEGREES or axis not in plan.by_axis or axis in plan.options.pin:
+        return []
+    options = divisors(plan.chosen.config.num_devices)
+    place = options.index(int(value_of(plan.chosen.config, axis)))
+    near = options[max(0, place - 1) : place] + options[place + 1 : place + 2]
+    forbidden = plan.options.forbid.get(axis, ())
+    return [
+        Other(
+            value=str(v),
+            cost=None,
+            why="forbidden" if str(v) in forbidden else _broken(plan, axis, v) or "no layout fits",
+        )
+        for v in near
+        if str(v) not in known
+    ]
+
+
+def _broken(plan: Plan, axis: str, value: int) -> str | None:
+    """Sentence of a rule that the value breaks whatever the other axes are."""
+    plain = ParallelConfig(
+        pp=1, dp_replicate=1, tp=1, micro_batch=1, recompute="none", schedule="1f1b"
+    )
+    config = replace(plain, **{axis: value})
+    for rule in (*CONFIG_RULES, *UNPLACED_RULES):
+        if rule.id in _ALONE.get(axis, ()) and rule.broken(config, plan.model, plan.job):
+            return rule.sentence
+    return None
+
+
+def _limits(plan: Plan) -> dict[str, str]:
+    """What holds the layout back: memory, and the costliest things besides matrix products."""
+    e, job = plan.chosen.cost, plan.job
+    capacity = plan.cluster.uniform.device.memory_bytes
+    stage = max(range(len(e.stages)), key=lambda s: e.stages[s].memory.total_bytes)
+    usable = capacity * (1 - job.memory_reserve)
+    limits = {
+        "memory": f"stage {stage} is fullest: {gib(e.peak_bytes)} of {gib(capacity)}, "
+        f"{gib(max(0.0, usable - e.peak_bytes))} free beside the {job.memory_reserve:.0%} reserve"
+    }
+    parts = shares(plan.chosen)
+    useful = {"matrix", "compute"}
+    costs = sorted((-share, name) for name, share in parts.items() if name not in useful)
+    base = "matrix" if "matrix" in parts else "compute"
+    top = [f"{name} {percent(-share)}" for share, name in costs[:3] if share < 0]
+    limits["time"] = f"{base} {percent(parts.get(base, 0.0))} of the step; then " + (
+        ", ".join(top) or "nothing"
+    )
+    if plan.chosen.config.pp > 1 and "bubble" in parts:
+        limits["bubble"] = f"waiting in the pipeline takes {percent(parts['bubble'])} of the step"
+    links = {n: parts[n] for n in ("tensor", "context", "expert", "messages", "reduction")
+             if parts.get(n)}  # fmt: skip
+    if links:
+        most = max(links, key=lambda name: links[name])
+        limits["link"] = (
+            f"exposed communication takes {percent(sum(links.values()))} of the step, "
+            f"most of it {most}"
+        )
+    return limits
+
+
+def _proof(plan: Plan) -> tuple[str, ...]:
+    """How far from its bounds, out of how many, and on what the figures rest."""
+    e, counts = plan.chosen.cost, plan.counts
+    lines = []
+    if e.bound_s:
+        gap = percent(max(0.0, e.step_s / e.bound_s - 1))
+        lines.append(f"the step is {gap} above the lower bound of this layout")
+    if plan.bound_s:
+        gap = percent(max(0.0, e.step_s / plan.bound_s - 1))
+        lines.append(f"and {gap} above the lower bound of all layouts searched")
+    if counts.enumerated:
+        rejected = sum(counts.rejected.values())
+        lines.append(
+            f"of {counts.enumerated:,} layouts {rejected:,} were rejected, {counts.pruned:,} "
+            f"pruned by their bound, {counts.simulated:,} simulated"
+        )
+    else:
+        lines.append("the layout was given; nothing was searched")
+    if e.measured_share:
+        lines.append(f"{e.measured_share:.0%} of the busy time rests on measured entries")
+    else:
+        lines.append("all times are computed from catalogue numbers; nothing was measured")
+    return tuple(lines)

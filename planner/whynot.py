@@ -1,0 +1,124 @@
+"""Why not another layout: the best one with the given values, or what forbids them."""
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+
+from planner.axes import Coverage
+from planner.plan import TERMS, Candidate, Plan, SearchOptions
+from planner.search import make_plan
+from planner.space import SENTENCES, enumerate_layouts
+from profiler.errors import UserError
+
+Pins = dict[str, tuple[str, ...]]
+_COMPONENTS = ("compute", "p2p", "collective", "idle")
+_COUNTED = re.compile(r"([\d,]+) x .* \(([\w-]+)\)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a layout with the pinned values would cost, or why there is none."""
+
+    pins: Pins
+    dropped: tuple[str, ...] = ()
+    """Narrowings of the plan that the question set aside, as `--pin tp=8`."""
+    best: Candidate | None = None
+    """The fastest layout with the pins."""
+    message: str = ""
+    """Why there is none."""
+    details: tuple[str, ...] = ()
+    hint: str = ""
+    rejected: dict[str, int] = field(default_factory=dict)
+    """By rule, where there is none."""
+    num_valid: int | None = None
+    """Layouts with the pins that break no rule, where there is none that fits."""
+
+
+def why_not(plan: Plan, pins: Pins) -> Answer:
+    """Search again with the plan's inputs and `pins`, which go before the plan's own narrowing.
+
+    Raises `UserError` for an axis or a value that does not exist, and where the plan's inputs
+    cannot be planned at all.
+    """
+    options, dropped = _options(plan.options, pins)
+    try:
+        best = make_plan(plan.model, plan.job, plan.profile, options).chosen
+    except UserError as e:
+        if e.kind != "infeasible":
+            raise
+        rejected, num_valid = _counts(plan, options, e.details)
+        return Answer(
+            pins=pins,
+            dropped=dropped,
+            message=e.message,
+            details=tuple(d for d in e.details if not _COUNTED.fullmatch(d)),
+            hint=e.hint or "",
+            rejected=rejected,
+            num_valid=num_valid,
+        )
+    return Answer(pins=pins, dropped=dropped, best=best)
+
+
+def _options(own: SearchOptions, pins: Pins) -> tuple[SearchOptions, tuple[str, ...]]:
+    """The plan's narrowing with the pins before it, and what of it had to go."""
+    dropped = [
+        f"--pin {axis}={','.join(own.pin[axis])}"
+        for axis in pins
+        if axis in own.pin and own.pin[axis] != pins[axis]
+    ]
+    forbid: Pins = {}
+    for axis, values in own.forbid.items():
+        asked = pins.get(axis, ())
+        kept = tuple(v for v in values if v not in asked)
+        dropped += [f"--forbid {axis}={v}" for v in values if v in asked]
+        if kept:
+            forbid[axis] = kept
+    return SearchOptions(pin=own.pin | pins, forbid=forbid, top=0), tuple(dropped)
+
+
+def _counts(
+    plan: Plan, options: SearchOptions, details: tuple[str, ...]
+) -> tuple[dict[str, int], int | None]:
+    """Rejections by rule, from the search's own words or counted here, and how many are left."""
+    found = [match for d in details if (match := _COUNTED.fullmatch(d))]
+    said = {m[2]: int(m[1].replace(",", "")) for m in found if m[2] not in ("pin", "forbid")}
+    if said:
+        return said, None
+    rejected: Counter[str] = Counter()
+    chunks = enumerate_layouts(
+        plan.cluster.num_devices,
+        plan.job,
+        plan.model,
+        options,
+        Coverage(),
+        devices_per_node=plan.cluster.uniform.devices_per_node,
+        rejected=rejected,
+    )
+    num_valid = sum(len(chunk) for chunk in chunks)
+    return dict(rejected), num_valid
+
+
+def compare(ours: Candidate, theirs: Candidate) -> dict[str, tuple[float, float]]:
+    """Seconds of a step by term of both, in the order of `TERMS`; by component where one of them
+    has no terms."""
+    a, b = ours.cost, theirs.cost
+    if a.terms and b.terms:
+        names = [name for name in TERMS if name in a.terms or name in b.terms]
+        return {name: (a.terms.get(name, 0.0), b.terms.get(name, 0.0)) for name in names}
+    return {name: (getattr(a, f"{name}_s"), getattr(b, f"{name}_s")) for name in _COMPONENTS}
+
+
+def indivisible(plan: Plan, pins: Pins) -> list[str]:
+    """Sentences about pinned degrees of which no value divides the devices."""
+    num = plan.cluster.num_devices
+    degrees = ("tp", "pp", "cp", "ep", "etp", "dp", "dp_replicate", "dp_shard")
+    return [
+        f"{axis} {' or '.join(pins[axis])} does not divide the {num} devices"
+        for axis in degrees
+        if axis in pins and all(int(v) < 1 or num % int(v) for v in pins[axis])
+    ]
+
+
+def sentence(rule: str) -> str:
+    """What a rule says."""
+    return SENTENCES.get(rule, rule)
