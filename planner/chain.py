@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-import numpy as np
-
+from planner.config import ScheduleName
 from planner.program import Program
 from planner.schedules import stage_owner
 from profiler.model import BlockKind
-from solvers.partition import Stages, partition
+from solvers.balance import balance
+from solvers.partition import Stages
 
 ScheduleInputs = tuple[float, float, float]
 
@@ -50,12 +50,11 @@ def equal_stages(blocks: Sequence[BlockKind], num_stages: int) -> Stages | None:
 
 
 def balanced_stages(blocks: Sequence[BlockKind], times: BlockTimes, num_stages: int) -> Stages:
-    """The least maximum over stages; embedding and head stay with a layer where there are few."""
-    work = np.array([sum(times.of(kind)) for kind in blocks])
-    found = partition(work, num_stages)
-    if found.value is None:
+    """The least maximum over stages."""
+    found = balance([sum(times.of(kind)) for kind in blocks], num_stages)
+    if found is None:
         raise ValueError(f"{len(blocks)} blocks do not fill {num_stages} stages")
-    return found.value
+    return found
 
 
 def threshold_stages(costs: Sequence[float], num_stages: int) -> Stages:
@@ -76,26 +75,35 @@ def program_of(
     blocks: Sequence[BlockKind],
     stages: Stages,
     times: BlockTimes,
-    schedule: str,
+    schedule: ScheduleName,
     pp: int,
     vpp: int,
     num_microbatches: int,
     send_s: float,
+    exposed_send: float,
+    late: float,
     sync_s: float,
     update_s: float,
+    base_s: float,
 ) -> Program:
-    """The step of a layout; `sync_s` and `update_s` are those of the fullest rank."""
-    owners = stage_owner(schedule, pp, vpp)  # type: ignore[arg-type]
+    """The step of a layout. `sync_s` and `update_s` are those of the fullest rank; `late` slows
+    whatever waits for other nodes; the share `exposed_send` of every message holds up its rank."""
+    owners = stage_owner(schedule, pp, vpp)
+    hops = [0.0 if a == b else send_s * late for a, b in pairwise(owners)]
+    held_up = exposed_send * send_s / vpp**0.5 if pp > 1 else 0.0
+    extra = (held_up, held_up, 0.0)
     sums = [
-        tuple(float(sum(times.of(kind)[i] for kind in blocks[first:end])) for i in range(3))
+        tuple(
+            late * (extra[i] + float(sum(times.of(kind)[i] for kind in blocks[first:end])))
+            for i in range(3)
+        )
         for first, end in stages
     ]
     sizes = [max(end - first, 0) for first, end in stages]
     held = [sum(n for n, o in zip(sizes, owners, strict=True) if o == r) for r in range(pp)]
     fullest = max(*held, 1)
-    hops = [0.0 if a == b else send_s for a, b in pairwise(owners)]
     return Program(
-        schedule=schedule,  # type: ignore[arg-type]
+        schedule=schedule,
         num_microbatches=num_microbatches,
         vpp=vpp,
         forward_s=tuple(s[0] for s in sums),
@@ -103,6 +111,7 @@ def program_of(
         weight_s=tuple(s[2] for s in sums),
         send_forward_s=(*hops, 0.0),
         send_backward_s=(0.0, *hops),
+        head_s=(base_s,) * pp,
         bucket_s=(0.0,) * pp,
         sync_s=tuple(sync_s * n / fullest for n in sizes),
         optimizer_s=tuple(update_s * n / fullest for n in held),

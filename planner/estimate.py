@@ -1,27 +1,28 @@
 """Simulate a prepared layout and split its step into components.
 
 Every moment of a rank belongs to one component. An action is compute, but for the share of it spent
-in tensor-parallel collectives. A gap before an action is p2p from the moment the awaited message
-was sent, idle before that. Gradient reduction is collective, the optimizer compute, the rest of the
-step idle.
+in collectives of its layers. A gap before an action is p2p from the moment the awaited message was
+sent, idle before that. Gradient reduction is collective, copy and optimizer compute, the rest of
+the step idle.
 """
 
-from planner.cost import CostModel, Prepared
 from planner.plan import Candidate, Estimate, StageEstimate
+from planner.predict import with_bubble
+from planner.prepared import Costs, Prepared
 from planner.simulate import Timeline, simulate
 
 
-def estimate(costs: CostModel, prepared: Prepared) -> Candidate:
+def estimate(costs: Costs, prepared: Prepared) -> Candidate:
     """The layout with its full estimate."""
     timeline = simulate(prepared.program, prepared.sharing)
-    stages = tuple(_stage(prepared, timeline, s) for s in range(prepared.config.pp))
+    ranks = tuple(_rank(prepared, timeline, r) for r in range(prepared.config.pp))
     step_s = timeline.step_s
     job, num = costs.job, prepared.config.num_devices
     flops = costs.model.flops_per_token(job.seq_len) * job.tokens_per_step
     peak = costs.node.device.flops_per_s[job.precision] * num
 
     def mean(component: str) -> float:
-        return float(sum(getattr(s, component) for s in stages)) / len(stages)
+        return float(sum(getattr(s, component) for s in ranks)) / len(ranks)
 
     return Candidate(
         config=prepared.config,
@@ -32,55 +33,73 @@ def estimate(costs: CostModel, prepared: Prepared) -> Candidate:
             p2p_s=mean("p2p_s"),
             collective_s=mean("collective_s"),
             idle_s=mean("idle_s"),
-            bound_s=prepared.bound_s,
+            bound_s=min(prepared.bound_s, step_s),
             peak_bytes=prepared.peak_bytes,
             tokens_per_s=job.tokens_per_step / step_s,
             mfu=flops / (step_s * peak),
             measured_share=prepared.measured_share,
-            stages=stages,
+            stages=ranks,
+            terms=with_bubble(prepared.terms, step_s) if prepared.terms else {},
         ),
     )
 
 
 def _share(part: float, whole: float) -> float:
-    return part / whole if whole > 0 else 0.0
+    return min(1.0, part / whole) if whole > 0 else 0.0
 
 
-def _stage(prepared: Prepared, timeline: Timeline, s: int) -> StageEstimate:
+def _rank(prepared: Prepared, timeline: Timeline, rank: int) -> StageEstimate:
     program = prepared.program
-    talk = {
-        "F": _share(prepared.forward_collective_s[s], program.forward_s[s]),
-        "B": _share(prepared.backward_collective_s[s], program.backward_s[s]),
-    }
+    forward, backward = prepared.forward_collective_s, prepared.backward_collective_s
+    whole_s = program.backward_s
+    sent = _sent(timeline, rank)
     compute = p2p = collective = idle = free = 0.0
-    sent = _sent(timeline, s)
-    row = zip(timeline.table[s], timeline.start[s], timeline.end[s], strict=True)
+    row = zip(timeline.table[rank], timeline.start[rank], timeline.end[rank], strict=True)
     for action, start, end in row:
-        ready = sent.get((action.op, action.micro_batch))
+        stage = action.stage
+        ready = sent.get((stage, action.op == "F", action.micro_batch))
         moving = max(0.0, start - max(free, ready)) if ready is not None else 0.0
         p2p += moving
         idle += start - free - moving
-        collective += (end - start) * talk[action.op]
-        compute += (end - start) * (1 - talk[action.op])
+        if action.op == "F":
+            talk = _share(forward[stage], program.forward_s[stage])
+        elif action.op == "W":
+            talk = 0.0
+        else:
+            whole = whole_s[stage] if action.op == "B" else program.input_s[stage]
+            talk = _share(backward[stage], whole)
+        collective += (end - start) * talk
+        compute += (end - start) * (1 - talk)
         free = end
-    compute += timeline.bucket_end[s] - free
-    collective += timeline.sync_end[s] - timeline.bucket_end[s]
-    compute += timeline.optimizer_end[s] - timeline.sync_end[s]
-    idle += timeline.step_s - timeline.optimizer_end[s]
+    compute += timeline.bucket_end[rank] - free
+    collective += timeline.sync_end[rank] - timeline.bucket_end[rank]
+    compute += timeline.optimizer_end[rank] - timeline.sync_end[rank]
+    idle += timeline.step_s - timeline.optimizer_end[rank]
     return StageEstimate(
         compute_s=float(compute),
         p2p_s=float(p2p),
         collective_s=float(collective),
         idle_s=max(0.0, float(idle)),
-        memory=prepared.memory[s],
+        memory=prepared.memory[rank],
     )
 
 
-def _sent(timeline: Timeline, s: int) -> dict[tuple[str, int], float]:
-    """(op, micro-batch) of stage s -> when the neighbour finished what that action waits for."""
-    sent: dict[tuple[str, int], float] = {}
-    for op, source in (("F", s - 1), ("B", s + 1)):
-        if 0 <= source < len(timeline.table):
-            ends = zip(timeline.table[source], timeline.end[source], strict=True)
-            sent |= {(a.op, a.micro_batch): float(end) for a, end in ends if a.op == op}
+def _sent(timeline: Timeline, rank: int) -> dict[tuple[int, bool, int], float]:
+    """(virtual stage, forward, micro-batch) of a rank's actions -> when what they wait for was
+    sent, where another rank sends it."""
+    owners = timeline.program.structure.owners
+    wanted: dict[tuple[int, str, int], tuple[int, bool, int]] = {}
+    for action in timeline.table[rank]:
+        forward = action.op == "F"
+        source = action.stage - 1 if forward else action.stage + 1
+        if action.op != "W" and 0 <= source < len(owners) and owners[source] != rank:
+            for op in ("F",) if forward else ("B", "I"):
+                key = (action.stage, forward, action.micro_batch)
+                wanted[(source, op, action.micro_batch)] = key
+    sent = {}
+    for other in {owners[source] for source, _, _ in wanted}:
+        for action, end in zip(timeline.table[other], timeline.end[other], strict=True):
+            found = wanted.get((action.stage, action.op, action.micro_batch))
+            if found is not None:
+                sent[found] = float(end)
     return sent

@@ -1,15 +1,15 @@
 """Why a plan is what it is: each choice with the next best others, what limits it, what proves it.
 
 All figures are the plan's own. A value of an axis that the chosen layout does not have costs what
-the best simulated layout with it costs (`Plan.alternatives`, `Plan.frontier`), else what the search
-screened for it (`Plan.by_axis`, a closed form).
+the best simulated layout with it costs (`Plan.alternatives`, `Plan.frontier`), or what the search
+screened for it (`Plan.by_axis`, a closed form) where that is another, faster layout.
 """
 
+import math
 from dataclasses import dataclass, field
 
 from planner.axes import divisors
 from planner.config import ParallelConfig
-from planner.cost import CostModel
 from planner.grounds import SEARCHED, ground, value_of
 from planner.plan import TERMS, Candidate, Plan
 from planner.rules import CONFIG_RULES, UNPLACED_RULES
@@ -17,15 +17,18 @@ from planner.simulate import Timeline, simulate
 from planner.wording import gib, percent
 from profiler.codec import replace
 
-_DEGREES = ("tp", "pp", "cp", "ep", "etp", "dp_replicate", "dp_shard")
+_ANY_DIVISOR = ("tp", "pp", "ep")
+"""Degrees of which the search takes every divisor of the devices."""
 _ALONE = {
     "tp": ("heads-tp", "kv-heads-tp", "ffn-tp", "shared-ffn-tp", "vocab-tp"),
     "pp": ("blocks-pp", "layers-pp"),
     "ep": ("no-experts", "experts-ep"),
-    "etp": ("no-experts", "expert-width-etp"),
 }
 """Rules that look at one axis alone."""
+_COMPONENTS = ("compute", "p2p", "collective", "idle")
 _SHOWN = 3
+_SAME = 0.02
+"""Shares of a step that simulated and screened costs of one layout may differ by, about."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +87,8 @@ def timeline_of(plan: Plan) -> Timeline:
     """The simulated step of the chosen layout; raises `UserError` where the plan has no estimate.
 
     The one place where explaining asks the cost model."""
+    from planner.cost import CostModel  # here: reasons need none
+
     chosen = plan.chosen
     _ = chosen.cost
     costs = CostModel(plan.model, plan.job, plan.profile)
@@ -97,34 +102,47 @@ def shares(candidate: Candidate) -> dict[str, float]:
     """Share of the step by term, in the order of `TERMS`; by component in plans without terms."""
     e = candidate.cost
     parts = {name: e.terms[name] for name in TERMS if name in e.terms} or {
-        name: getattr(e, f"{name}_s") for name in ("compute", "p2p", "collective", "idle")
+        name: getattr(e, f"{name}_s") for name in _COMPONENTS
     }
     total = sum(parts.values())
     return {name: seconds / total for name, seconds in parts.items()} if total else {}
 
 
+def compare(ours: Candidate, theirs: Candidate) -> dict[str, tuple[float, float]]:
+    """Seconds of a step by term of both, in the order of `TERMS`; by component where one of them
+    has no terms. What is nothing but rounding is 0."""
+    a, b = ours.cost, theirs.cost
+    if a.terms and b.terms:
+        names = [name for name in TERMS if name in a.terms or name in b.terms]
+        pairs = {name: (a.terms.get(name, 0.0), b.terms.get(name, 0.0)) for name in names}
+    else:
+        pairs = {n: (getattr(a, f"{n}_s"), getattr(b, f"{n}_s")) for n in _COMPONENTS}
+    least = 1e-9 * a.step_s
+    return {
+        name: (x if x > least else 0.0, (x if abs(y - x) < least else y) if y > least else 0.0)
+        for name, (x, y) in pairs.items()
+    }
+
+
 def _others(plan: Plan, axis: str) -> tuple[Other, ...]:
     """The next best other values, and what the neighbours that have none break."""
     chosen = value_of(plan.chosen.config, axis)
-    screened = plan.by_axis.get(axis, {})
-    simulated = _simulated(plan, axis)
-    here = screened.get(chosen, plan.chosen.cost.step_s)
-    found = [
-        Other(value=value, cost=step_s / plan.chosen.cost.step_s - 1, simulated=True)
-        for value, step_s in simulated.items()
-        if value != chosen
-    ]
-    found += [
-        Other(value=value, cost=step_s / here - 1)
-        for value, step_s in screened.items()
-        if value != chosen and value not in simulated and here
-    ]
+    screened, simulated = plan.by_axis.get(axis, {}), _simulated(plan, axis)
+    base = plan.chosen.cost.step_s
+    here = screened.get(chosen, base)
+    found = []
+    for value in sorted({*screened, *simulated} - {chosen}):
+        exact = simulated[value] / base - 1 if value in simulated else math.inf
+        rough = screened[value] / here - 1 if value in screened else math.inf
+        # Far below what was simulated, screening speaks of another layout, which was not.
+        known = exact <= rough + _SAME
+        found.append(Other(value=value, cost=exact if known else rough, simulated=known))
     found.sort(key=lambda other: (other.cost, other.value))
     return (*found[:_SHOWN], *_impossible(plan, axis, {chosen, *screened, *simulated}))
 
 
 def _simulated(plan: Plan, axis: str) -> dict[str, float]:
-    """Value -> step of the best simulated layout with it."""
+    """Value -> step of the fastest layout with it among those that the plan shows."""
     best: dict[str, float] = {}
     for candidate in (plan.chosen, *plan.alternatives, *plan.frontier):
         if candidate.estimate is not None:
@@ -135,7 +153,7 @@ def _simulated(plan: Plan, axis: str) -> dict[str, float]:
 
 def _impossible(plan: Plan, axis: str, known: set[str]) -> list[Other]:
     """Neighbouring values of a degree without any layout, where the search kept count."""
-    if axis not in _DEGREES or axis not in plan.by_axis or axis in plan.options.pin:
+    if axis not in _ANY_DIVISOR or axis not in plan.by_axis or axis in plan.options.pin:
         return []
     options = divisors(plan.chosen.config.num_devices)
     place = options.index(int(value_of(plan.chosen.config, axis)))
@@ -145,7 +163,9 @@ def _impossible(plan: Plan, axis: str, known: set[str]) -> list[Other]:
         Other(
             value=str(v),
             cost=None,
-            why="forbidden" if str(v) in forbidden else _broken(plan, axis, v) or "no layout fits",
+            why="forbidden"
+            if str(v) in forbidden
+            else _broken(plan, axis, v) or "no layout searched fits",
         )
         for v in near
         if str(v) not in known
@@ -161,7 +181,7 @@ def _broken(plan: Plan, axis: str, value: int) -> str | None:
     for rule in (*CONFIG_RULES, *UNPLACED_RULES):
         if rule.id in _ALONE.get(axis, ()) and rule.broken(config, plan.model, plan.job):
             return rule.sentence
-    return None
+    return "no layout searched fits"
 
 
 def _limits(plan: Plan) -> dict[str, str]:

@@ -20,12 +20,12 @@ from planner.config import (
     ScheduleName,
     ZeroStage,
 )
-from planner.cost import CostModel
+from planner.cost import cost_model
 from planner.estimate import estimate
 from planner.layout import check_layout
 from planner.plan import Candidate, Plan, SearchCounts, SearchOptions, plan_id
+from planner.prepared import Costs
 from planner.search import check_profile
-from planner.today import RECOMPUTES, SCHEDULES
 from profiler.codec import record, replace
 from profiler.errors import UserError
 from profiler.job import JobSpec
@@ -88,29 +88,9 @@ def even_stages(num_blocks: int, num_stages: int) -> tuple[tuple[int, int], ...]
     return tuple(pairwise(ends))
 
 
-def _is_covered(config: ParallelConfig, placement: Placement, model: ModelSpec) -> bool:
-    """The cost model speaks of the layout."""
-    plain = ParallelConfig(
-        pp=config.pp,
-        dp_replicate=config.dp_replicate,
-        tp=config.tp,
-        micro_batch=config.micro_batch,
-        recompute=config.recompute,
-        schedule=config.schedule,
-        etp=config.tp if model.num_moe_layers else 1,
-    )
-    return (
-        config == plain
-        and config.recompute in RECOMPUTES
-        and config.schedule in SCHEDULES
-        and placement == Placement(stages=placement.stages)
-        and all(end > first for first, end in placement.stages)
-    )
-
-
-def _candidate(costs: CostModel, config: ParallelConfig, placement: Placement) -> Candidate:
+def _candidate(costs: Costs, config: ParallelConfig, placement: Placement) -> Candidate:
     """The layout with its cost, where the cost model and the profile reach it."""
-    if not _is_covered(config, placement, costs.model) or not costs.covers(config):
+    if not costs.covers(config, placement):
         return Candidate(config=config, placement=placement, estimate=None)
     prepared = costs.prepare(config, placement.stages)
     if prepared is None:
@@ -147,7 +127,7 @@ def plan_for(
         check_layout(model, job, config, placement, place)
     except UserError as e:  # a table that cannot be read does not know its file
         raise UserError(e.message, hint=e.hint, place=e.place or place) from None
-    chosen = _candidate(CostModel(model, job, profile), config, placement)
+    chosen = _candidate(cost_model(model, job, profile), config, placement)
     plan = Plan(
         id="",
         model=model,

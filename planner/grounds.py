@@ -42,7 +42,7 @@ def link_words(plan: Plan, axis: str) -> str:
 
 
 def _exposed(plan: Plan, term: str, verb: str = "exposed") -> str:
-    """`; exposed 3.1 % of the step`, or nothing in a plan without terms."""
+    """`; exposed 3.1% of the step`, or nothing in a plan without terms."""
     terms = plan.chosen.cost.terms
     total = sum(terms.values())
     if term not in terms or not total:
@@ -77,8 +77,9 @@ def _pp(plan: Plan) -> str:
     low, high = min(layers), max(layers)
     each = f"{low}" if low == high else f"{low} to {high}"
     num = config.num_microbatches(plan.job)
+    stage = "stage" if config.vpp == 1 else "virtual stage"
     return (
-        f"{each} layers per stage, {num:,} micro-batch{'' if num == 1 else 'es'} a step"
+        f"{each} layers per {stage}, {num:,} micro-batch{'' if num == 1 else 'es'} a step"
         f"{_exposed(plan, 'bubble', 'the bubble takes')}"
         f"{_exposed(plan, 'messages', 'messages')}"
     )
@@ -116,7 +117,7 @@ def _dp_shard(plan: Plan) -> str | None:
         return "nothing is sharded among replicas" if _competes(plan, "dp_shard") else None
     return (
         f"shards over {config.dp_shard * config.cp} ranks "
-        f"{link_words(plan, 'dp_shard')}{_exposed(plan, 'reduction')}"
+        f"{link_words(plan, 'shard')}{_exposed(plan, 'reduction')}"
     )
 
 

@@ -1,8 +1,8 @@
 """Peak memory of many layouts at once: closed forms over numpy arrays, no loop over layouts.
 
-`planner.memory` follows one layout block by block; this is for a search over millions. A field of
-`Sizes` or `Degrees` is a number or an array [n]; results are [3, n]: the first, a middle (rank 1)
-and the last pipeline rank. A micro-batch has t = b*s/cp tokens on a rank.
+`planner.block_memory` follows one layout block by block; this is for a search over millions. A
+field of `Sizes` or `Degrees` is a number or an array [n]; results are [3, n]: the first, a middle
+(rank 1) and the last pipeline rank. A micro-batch has t = b*s/cp tokens on a rank.
 
     static    = weights + gradients + optimizer + buffers     (ZeRO: Rajbhandari et al. 2020, 3)
     allocated = static + n*A + max(logits, workspace + max(0, loose gradients - A)) + gathered
@@ -129,6 +129,10 @@ RECIPES = {
     "nanotron": Recipe(loose_grad=2, bucket=2, gathered_inputs=True, silu_copy=True, logit=10),
     # fp32 shards, expandable segments; eager loss: float(), log_softmax and its gradient.
     "torchtitan": replace(_FSDP, silu_copy=True, gathered_inputs=True, logit=14),
+    # The reference runtime: plain operations, fp32 loss, selective also drops the product.
+    "pytorch": replace(
+        MEGATRON, silu_copy=True, gathered_inputs=True, recompute_activation=True, logit=14
+    ),
     # FSDP's mixed precision DEFAULT and PURE; fused loss: bf16 logits and their gradient.
     "composer": _FSDP,
     "composer-pure": replace(_FSDP, weight=2, grad=2, optimizer=4),

@@ -22,6 +22,7 @@ from planner.plan import TERMS
 from planner.schedules import stage_owner
 from planner.simulate import simulate
 from planner.timing.inputs import machine_of, shape_of
+from planner.timing.layer import Layer
 from planner.timing.quantities import (
     Array,
     Constants,
@@ -35,7 +36,7 @@ from planner.timing.quantities import (
 from planner.timing.step import Step, head_s, step_times
 from profiler.cluster import NodeGroup
 from profiler.job import JobSpec
-from profiler.model import ModelSpec
+from profiler.model import BlockKind, ModelSpec
 from solvers.partition import Stages
 
 Progress = Callable[[int, int, str], None]
@@ -137,15 +138,14 @@ def _simulated(run: Run, step: Step, head: tuple[float, float, float], late: flo
     blocks, stages = run.model.blocks, stages_of(run)
     if stages is None:
         stages = balanced_stages(blocks, times, c.num_stages)
-    exposed = float(run.constants.exposed_send)
     program = program_of(
         blocks=blocks, stages=stages, times=times, schedule=c.schedule, pp=c.pp, vpp=c.vpp,
         num_microbatches=max(1, round(run.num_microbatches)), send_s=float(step.send_s),
-        sync_s=0.0, update_s=0.0,
+        exposed_send=float(run.constants.exposed_send), late=late,
+        sync_s=float(step.exposed_reduction_s), update_s=float(step.update_s),
+        base_s=float(step.base_s),
     )  # fmt: skip
-    hidden = 2 * float(step.send_s) * run.num_microbatches * exposed * c.vpp**0.5
-    tail = float(step.exposed_reduction_s + step.update_s + step.base_s)
-    return float((simulate(program).step_s + hidden) * late + tail)
+    return float(simulate(program).step_s)
 
 
 def stages_of(run: Run) -> Stages | None:
@@ -166,43 +166,63 @@ def _layer(layer: object) -> tuple[float, float, float]:
 def terms_of(
     run: Run, step: Step, head: tuple[float, float, float], late: float, seconds: float
 ) -> dict[str, float]:
-    """The step by `TERMS`: layers of an average rank, and the bubble as what is left over."""
-    m = run.num_microbatches * late
-    blocks = run.model.blocks
-    moe = sum(kind in ("moe", "mtp") for kind in blocks) / run.config.pp
-    dense = sum(kind == "dense" for kind in blocks) / run.config.pp
-    share = dict.fromkeys(TERMS, 0.0)
-    for count, layer in ((dense, step.dense), (moe, step.moe)):
-        if not count:
-            continue
-        forward, backward = float(layer.forward_s), float(layer.input_s + layer.weight_s)
-        again, weight = float(layer.recompute_s), float(layer.weight_s)
-        parts = {
-            "matrix": float(layer.matrix_s) + 2 * weight,
-            "attention": float(layer.attention_s) * 3.5,
-            "stream": 3 * float(layer.stream_s),
-            "tensor": 2 * float(layer.tensor_s),
-            "context": 3 * float(np.asarray(layer.context_s)),
-            "expert": 2 * float(np.asarray(layer.expert_s)),
-            "recompute": again,
-        }
-        known = sum(parts.values())
-        total = forward + backward
-        # Where the host or a stall is slower than the sum of the parts, the rest is theirs.
-        shrink = min(1.0, total / known)
-        for name, value in parts.items():
-            share[name] += m * count * value * shrink
-        share["host"] += m * count * max(0.0, total - known)
-    share["matrix"] += m * sum(head) / run.config.pp
-    share["messages"] += float(step.exposed_send_s) * late
-    share["reduction"] += float(step.exposed_reduction_s)
-    share["update"] += float(step.update_s)
-    share["base"] += float(step.base_s)
+    """The step by `TERMS`; they add up to `seconds`."""
+    share = terms_of_step(run.model.blocks, run.config, run.num_microbatches, step, head, late)
+    return with_bubble(share, seconds)
+
+
+def with_bubble(share: dict[str, float], seconds: float) -> dict[str, float]:
+    """The terms with the bubble as what is left of the step; scaled where nothing is."""
     used = sum(share.values())
     if used > seconds:
         return {n: v * seconds / used for n, v in share.items()}
-    share["bubble"] = seconds - used
+    return {**share, "bubble": seconds - used}
+
+
+def terms_of_step(
+    blocks: Sequence[BlockKind],
+    config: ParallelConfig,
+    num_microbatches: float,
+    step: Step,
+    head: tuple[float, float, float],
+    late: float,
+) -> dict[str, float]:
+    """Seconds by `TERMS` of an average rank, the bubble left out."""
+    m = num_microbatches * late
+    moe = sum(kind in ("moe", "mtp") for kind in blocks) / config.pp
+    dense = sum(kind == "dense" for kind in blocks) / config.pp
+    share = dict.fromkeys(TERMS, 0.0)
+    for count, layer in ((dense, step.dense), (moe, step.moe)):
+        if count:
+            for name, value in _layer_terms(layer).items():
+                share[name] += m * count * value
+    share["matrix"] += m * sum(head) / config.pp
+    share["messages"] += _value(step.exposed_send_s) * late
+    share["reduction"] += _value(step.exposed_reduction_s)
+    share["update"] += _value(step.update_s)
+    share["base"] += _value(step.base_s)
     return share
+
+
+def _layer_terms(layer: Layer) -> dict[str, float]:
+    """One layer's forward and backward; what no part explains is the host's."""
+    parts = {
+        "matrix": _value(layer.matrix_s) + 2 * _value(layer.weight_s),
+        "attention": _value(layer.attention_s) * 3.5,
+        "stream": 3 * _value(layer.stream_s),
+        "tensor": 2 * _value(layer.tensor_s),
+        "context": 3 * _value(layer.context_s),
+        "expert": 2 * _value(layer.expert_s),
+        "recompute": _value(layer.recompute_s),
+    }
+    known = sum(parts.values())
+    total = _value(layer.forward_s) + _value(layer.input_s) + _value(layer.weight_s)
+    shrink = min(1.0, total / known) if known else 0.0
+    return {n: v * shrink for n, v in parts.items()} | {"host": max(0.0, total - known)}
+
+
+def _value(x: object) -> float:
+    return float(np.asarray(x).reshape(-1)[0])
 
 
 def predict_peaks(run: Run) -> Peaks:

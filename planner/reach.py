@@ -17,12 +17,12 @@ _MEMBERS: dict[str, tuple[str, ...]] = {
     "cp": ("cp",),
     "ep": ("ep",),
     "etp": ("etp",),
-    "dp_shard": ("dp_shard",),
+    "shard": ("dp_shard", "cp"),
     "dp_replicate": ("dp_replicate",),
     "dp": ("dp_replicate", "dp_shard"),
     "pp": ("pp",),
 }
-"""Name of a group -> the axes along which its members differ."""
+"""Name of a group -> axes along which its members differ. shard: those that ZeRO shards over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -44,7 +44,7 @@ class Reach:
 
 
 def reach_of(config: ParallelConfig, placement: Placement, group: NodeGroup, axis: str) -> Reach:
-    """Groups of `axis` (`tp`, `cp`, `ep`, `etp`, `dp`, `dp_shard`, `dp_replicate`, `pp`)."""
+    """Groups of `axis` (`tp`, `cp`, `ep`, `etp`, `dp`, `shard`, `dp_replicate`, `pp`)."""
     ranks = np.array(placement.ranks or range(config.num_devices))
     names = _EXPERT if axis in ("ep", "etp") else _ATTENTION
     grid = ranks.reshape([getattr(config, name) for name in names])

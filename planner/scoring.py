@@ -90,7 +90,7 @@ def score(
     main = figures([*trusted, *failed], seed, resamples)
     left_out = sorted(unmodelled, key=lambda u: (u.reason, u.source, u.row_id))
     complete = len(ran) + sum(u.complete for u in left_out)
-    by_reason = _grouped((u.reason, u.row_id) for u in left_out)
+    by_reason = grouped((u.reason, u.row_id) for u in left_out)
     return Score(
         rows=len(ran) + len(left_out),
         modelled=len(ran),
@@ -151,7 +151,8 @@ def _check(rows: Iterable[Scored]) -> None:
                 raise ValueError(f"{name} of row {row.row_id} is {value}")
 
 
-def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+def grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Second values by their first."""
     out: defaultdict[str, list[str]] = defaultdict(list)
     for key, value in pairs:
         out[key].append(value)

@@ -4,14 +4,11 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 
-from planner.axes import Coverage
-from planner.plan import TERMS, Candidate, Plan, SearchOptions
-from planner.search import make_plan
-from planner.space import SENTENCES, enumerate_layouts
+from planner.plan import Candidate, Plan, SearchOptions
+from planner.space import RULES, SENTENCES, enumerate_layouts
 from profiler.errors import UserError
 
 Pins = dict[str, tuple[str, ...]]
-_COMPONENTS = ("compute", "p2p", "collective", "idle")
 _COUNTED = re.compile(r"([\d,]+) x .* \(([\w-]+)\)")
 
 
@@ -40,6 +37,8 @@ def why_not(plan: Plan, pins: Pins) -> Answer:
     Raises `UserError` for an axis or a value that does not exist, and where the plan's inputs
     cannot be planned at all.
     """
+    from planner.search import make_plan  # here: texts about an answer need none
+
     options, dropped = _options(plan.options, pins)
     try:
         best = make_plan(plan.model, plan.job, plan.profile, options).chosen
@@ -84,28 +83,22 @@ def _counts(
     said = {m[2]: int(m[1].replace(",", "")) for m in found if m[2] not in ("pin", "forbid")}
     if said:
         return said, None
+    from planner.cost import CostModel
+
     rejected: Counter[str] = Counter()
+    costs = CostModel(plan.model, plan.job, plan.profile)
     chunks = enumerate_layouts(
         plan.cluster.num_devices,
         plan.job,
         plan.model,
         options,
-        Coverage(),
+        costs.coverage,
         devices_per_node=plan.cluster.uniform.devices_per_node,
         rejected=rejected,
+        rules=(*RULES, *costs.rules),
     )
     num_valid = sum(len(chunk) for chunk in chunks)
     return dict(rejected), num_valid
-
-
-def compare(ours: Candidate, theirs: Candidate) -> dict[str, tuple[float, float]]:
-    """Seconds of a step by term of both, in the order of `TERMS`; by component where one of them
-    has no terms."""
-    a, b = ours.cost, theirs.cost
-    if a.terms and b.terms:
-        names = [name for name in TERMS if name in a.terms or name in b.terms]
-        return {name: (a.terms.get(name, 0.0), b.terms.get(name, 0.0)) for name in names}
-    return {name: (getattr(a, f"{name}_s"), getattr(b, f"{name}_s")) for name in _COMPONENTS}
 
 
 def indivisible(plan: Plan, pins: Pins) -> list[str]:

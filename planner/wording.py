@@ -2,10 +2,10 @@
 
 
 def percent(share: float) -> str:
-    """`3.1 %`; what rounds to nothing is said to be little, not zero."""
+    """`3.1%`; what rounds to nothing is said to be little, not zero."""
     if 0 < share < 0.0005:
-        return "under 0.1 %"
-    return f"{share:.1%}".replace("%", " %")
+        return "under 0.1%"
+    return f"{share:.1%}"
 
 
 def gib(num_bytes: float) -> str:

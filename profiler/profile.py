@@ -19,7 +19,7 @@ from profiler.codec import record
 from profiler.job import JobSpec, Precision
 from profiler.model import BlockKind, ModelSpec, NotNegative, Positive
 
-FORMAT_VERSION = "1.0"
+FORMAT_VERSION = "1.1"
 Source = Literal["measured", "interpolated", "analytic"]
 TransferOp = Literal["p2p", "all_reduce", "all_gather", "reduce_scatter"]
 Scope = Literal["node", "cluster"]
@@ -116,8 +116,27 @@ class Environment:
 
 
 @record
+class Software:
+    """The training code that an analytic profile speaks of, as far as time and memory depend on
+    it."""
+
+    name: str
+    kernel: Literal["flash", "fused", "none"]
+    """flash: FlashAttention-2. fused: cuDNN or FlashAttention-3. none: scores go through memory."""
+    sequence_parallel: bool = True
+    stalls: bool = False
+    """Its tensor-parallel collectives wait for pending receives of a pipeline between nodes."""
+    recipe: str = "megatron"
+    """Of `planner.peak`: what it keeps in memory."""
+
+
+@record
 class Profile:
-    """All facts, measured or computed, for one model, sequence length and cluster."""
+    """All facts, measured or computed, for one model, sequence length and cluster.
+
+    An analytic one has no entries: constants of the time model instead, by name, as the catalogue
+    has them for the cluster's nodes and the software.
+    """
 
     format_version: str = FORMAT_VERSION
     kind: Literal["profile"] = "profile"
@@ -131,6 +150,13 @@ class Profile:
     transfers: tuple[TransferEntry, ...]
     sharing: tuple[SharingEntry, ...] = ()
     executor: ExecutorEntry | None = None
+    software: Software | None = None
+    constants: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def is_analytic(self) -> bool:
+        """Nothing was measured: all comes from the constants."""
+        return self.software is not None
 
     def fits(self, model: ModelSpec, job: JobSpec) -> str | None:
         """None where the profile speaks of this model and job, else what differs."""

@@ -69,7 +69,7 @@ def _changes(old: Any, new: Any, path: str) -> list[tuple[str, Any, Any]]:
 
 def _terms(a: "Plan", b: "Plan") -> dict[str, Pair]:
     """Seconds by term of both; none where a plan has no terms."""
-    from planner.whynot import compare
+    from planner.explain import compare
 
     if not (a.chosen.cost.terms and b.chosen.cost.terms):
         return {}

@@ -9,6 +9,8 @@ from profiler.errors import UserError
 
 if TYPE_CHECKING:
     from planner.plan import SearchOptions
+    from profiler.cluster import ClusterSpec
+    from profiler.job import Precision
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Model = Annotated[
@@ -47,3 +49,9 @@ def parse_counts(text: str, flag: str) -> tuple[int, ...]:
     if not all(p.isdigit() and 0 < len(p) <= 12 and int(p) > 0 for p in parts):
         raise UserError(f"`{flag} {text}` is not a list of positive numbers", hint="like 1,2,4")
     return tuple(sorted({int(p) for p in parts}))
+
+
+def default_precision(cluster: "ClusterSpec") -> "Precision":
+    """bf16 where the devices have it, else fp16, else fp32."""
+    rates = cluster.groups[0].device.flops_per_s
+    return "bf16" if "bf16" in rates else "fp16" if "fp16" in rates else "fp32"

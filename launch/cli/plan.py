@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from launch.cli.options import Json, Model, search_options
+from launch.cli.options import Json, Model, default_precision, search_options
 from launch.cli.terminal import bold, note, say
 from profiler.errors import UserError
 
@@ -32,7 +32,12 @@ def run(
         int | None, typer.Option(min=1, help="Tokens per sequence [profile's, or 4096].")
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="bf16 or fp32 [profile's, or bf16 if the device has it].")
+        str | None,
+        typer.Option(help="bf16, fp16, fp8, fp4, fp32 [profile's, or bf16 if the device has it]."),
+    ] = None,
+    software: Annotated[
+        str | None,
+        typer.Option(help="Training code whose speed is assumed without a profile [megatron]."),
     ] = None,
     pin: Annotated[
         list[str] | None, typer.Option(help="Only these: tp=4,8 or split=3,2,3.")
@@ -59,7 +64,9 @@ def run(
     given = resolve_cluster(cluster) if cluster else None
     target = _cluster(given, measured)
     job = _job(global_batch, seq_len, precision, target, measured)
-    facts = measured or analytic_profile(spec, job, target)
+    if measured and software:
+        raise UserError("`--software` has no say where there is a profile")
+    facts = measured or analytic_profile(spec, job, target, software)
     if layout is None:
         result = make_plan(spec, job, facts, options)
     elif pin or forbid:
@@ -109,8 +116,7 @@ def _job(
     from profiler.job import JobSpec
 
     if precision is None:
-        has_bf16 = "bf16" in cluster.uniform.device.flops_per_s
-        precision = measured.precision if measured else "bf16" if has_bf16 else "fp32"
+        precision = measured.precision if measured else default_precision(cluster)
     if seq_len is None:
         seq_len = measured.seq_len if measured else 4096
     tree = {"global_batch": global_batch, "seq_len": seq_len, "precision": precision}

@@ -60,19 +60,15 @@ def run(
 
 
 def _analytic(model: str, cluster: str | None, seq_len: int) -> "Profile":
-    from profiler.analytic import LARGEST_MICRO_BATCH, analytic_profile
+    from launch.cli.options import default_precision
+    from profiler.analytic import analytic_profile
     from profiler.catalog import resolve_cluster, resolve_model
     from profiler.job import JobSpec
 
     if cluster is None:
         raise UserError("`--analytic` needs a cluster", hint="pass `-c h100-2x8`")
     spec, target = resolve_model(model), resolve_cluster(cluster)
-    has_bf16 = "bf16" in target.uniform.device.flops_per_s
-    job = JobSpec(
-        global_batch=LARGEST_MICRO_BATCH,
-        seq_len=seq_len,
-        precision="bf16" if has_bf16 else "fp32",
-    )
+    job = JobSpec(global_batch=1, seq_len=seq_len, precision=default_precision(target))
     return analytic_profile(spec, job, target)
 
 

@@ -1,5 +1,7 @@
 """Plans and verdicts as text of at most 80 columns. Pure: records in, lines out."""
 
+import textwrap
+
 from planner.plan import Candidate, Plan, StageMemory
 from planner.space import MEMORY_RULE, SENTENCES
 from profiler.cluster import ClusterSpec
@@ -54,15 +56,16 @@ def considered(plan: Plan) -> str:
 
 def table(plan: Plan) -> list[str]:
     """The chosen layout and the alternatives, the best first."""
-    lines = [f"     {'layout':<34}{'sched':<6}{'step':>9}{'MFU':>7}{'peak':>10}{'vs best':>9}"]
+    lines = [f"     {'layout':<39}{'step':>10}{'MFU':>7}{'peak':>10}{'vs best':>9}"]
     best = plan.chosen.cost.step_s
     for i, c in enumerate((plan.chosen, *plan.alternatives)):
         versus = "chosen" if i == 0 else f"+{c.cost.step_s / best - 1:.1%}"
+        first, *more = textwrap.wrap(f"{c.config.label} {c.config.schedule}", 38)
         lines.append(
-            f" {'✔' if i == 0 else ' '}   {c.config.label:<34}{c.config.schedule:<6}"
-            f"{seconds(c.cost.step_s):>9}{c.cost.mfu:>7.1%}"
-            f"{size(c.cost.peak_bytes):>10}{versus:>9}"
+            f" {'✔' if i == 0 else ' '}   {first:<39}{seconds(c.cost.step_s):>10}"
+            f"{c.cost.mfu:>7.1%}{size(c.cost.peak_bytes):>10}{versus:>9}"
         )
+        lines += [f"       {line}" for line in more]
     return lines
 
 
@@ -71,6 +74,8 @@ def split_words(plan: Plan, candidate: Candidate) -> str:
     layers = candidate.placement.layers_per_stage(plan.model.num_layers)
     if len(layers) == 1:
         return f"all {layers[0]} layers"
+    if len(set(layers)) == 1:
+        return f"{len(layers)} stages of {layers[0]} layers (embedding first, head last)"
     counts = (
         " + ".join(map(str, layers)) if len(layers) <= 12 else f"{min(layers)} to {max(layers)}"
     )
@@ -141,8 +146,19 @@ def proof(plan: Plan) -> str:
     """What the figures rest on, and how far the choice is from its bound."""
     e = plan.chosen.cost
     gap = (e.step_s - e.bound_s) / e.step_s
+    lines = [f"Within {gap:.1%} of the lower bound of this layout"]
+    if plan.bound_s:
+        open_gap = (e.step_s - plan.bound_s) / e.step_s
+        lines.append(
+            "No layout of the space is faster"
+            if open_gap < 1e-9
+            else f"No layout of the space is more than {open_gap:.1%} faster (proven bound)"
+        )
+    software = plan.profile.software
     if e.measured_share:
-        rests = f"{e.measured_share:.0%} of the busy time rests on measured entries"
+        lines.append(f"{e.measured_share:.0%} of the busy time rests on measured entries")
+    elif software is not None:
+        lines.append(f"Computed for `{software.name}` from the catalogue; nothing was measured")
     else:
-        rests = "all of it is computed from catalogue numbers, nothing was measured"
-    return f"Within {gap:.1%} of the lower bound of this layout\n{rests.capitalize()}"
+        lines.append("All of it is computed from catalogue numbers, nothing was measured")
+    return "\n".join(lines)

@@ -1,7 +1,6 @@
 """A score as text of at most 80 columns. Pure: records in, lines out."""
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from planner.choice import Choice
 from planner.figures import Figures, FitErrors, Memory, Share, StepTime
@@ -9,7 +8,7 @@ from planner.scoring import GroupFigures, Score, WorstRow
 from planner.stats import Range
 
 NONE = "-"
-NUM_WORST, NUM_GROUPS = 10, 10
+NUM_WORST, NUM_GROUPS, NUM_ROWS = 10, 10, 3
 HUGE = 100
 """Ratios from here on are shown by their magnitude."""
 
@@ -191,14 +190,20 @@ def worst(rows: Sequence[WorstRow]) -> list[str]:
     return lines
 
 
-def unmodelled(reasons: dict[str, int]) -> list[str]:
-    """Rows left out, by what comes before the colon of their reasons."""
-    counts: Counter[str] = Counter()
-    for reason, count in reasons.items():
-        counts[reason.split(": ", 1)[0]] += count
-    lines = [f"Not predicted, {sum(counts.values()):,} rows"]
-    for reason, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-        lines.append(f"  {count:>6,}  {cut(reason, 70)}")
+def unmodelled(reasons: Mapping[str, Sequence[str]]) -> list[str]:
+    """Rows left out, by what comes before the colon of their reasons; of each the first rows, with
+    what is said of them alone."""
+    found: dict[str, list[str]] = {}
+    for reason, rows in reasons.items():
+        what, _, details = reason.partition(": ")
+        said = f": {details}" if details else ""
+        found.setdefault(what, []).extend(f"{row}{said}" for row in rows)
+    lines = [f"Not predicted, {sum(map(len, found.values())):,} rows"]
+    for what, rows in sorted(found.items(), key=lambda item: (-len(item[1]), item[0])):
+        lines.append(f"  {len(rows):>6,}  {cut(what, 70)}")
+        lines += [f"          {cut(row, 70)}" for row in rows[:NUM_ROWS]]
+        if len(rows) > NUM_ROWS:
+            lines.append(f"          and {len(rows) - NUM_ROWS:,} more")
     return lines
 
 
@@ -215,5 +220,5 @@ def report(score: Score, columns: Sequence[str], *, memory: bool) -> list[str]:
     if score.worst:
         parts += [terms(score), worst(score.worst[:NUM_WORST])]
     if score.unmodelled:
-        parts.append(unmodelled(score.unmodelled))
+        parts.append(unmodelled(score.unmodelled_rows))
     return "\n\n".join("\n".join(part) for part in parts if part).splitlines()

@@ -1,7 +1,8 @@
 """A simulated step as rows of characters, one per pipeline rank. Pure.
 
-Reads without colour: a forward is the last digit of its micro-batch, other work a shade or a
-letter, waiting a dot. Each column shows what the rank does for most of its time.
+Reads without colour: a forward is the last digit of its micro-batch, a backward a shade that begins
+with that digit where there is room, other work a letter, waiting a dot. Each column shows what the
+rank does for most of its time.
 """
 
 import numpy as np
@@ -24,6 +25,8 @@ _SHARE = 6
 _MOST_ROWS = 16
 _FORWARD = 2.0
 """Columns of a forward in the pictures of start and end."""
+_NAMED = 2.5
+"""Columns from which on a backward begins with its micro-batch's digit."""
 _WHOLE = ("", "whole step")
 
 
@@ -75,17 +78,25 @@ def _row(spans: tuple[Span, ...], begin: float, end: float, columns: int) -> str
             busy[place] += overlap[k]
             if overlap[k] > most[place]:
                 most[place] = overlap[k]
-                row[place] = _glyph(span)
+                begins = place == _first_column(span, begin, scale)
+                row[place] = _glyph(span, begins and (span.end - span.start) * scale >= _NAMED)
     idle = (end - begin) / columns - busy
     return "".join("·" if waits else glyph for glyph, waits in zip(row, idle > busy, strict=True))
 
 
-def _glyph(span: Span) -> str:
-    return str(span.micro_batch % 10) if span.kind == "F" else _GLYPHS[span.kind]
+def _first_column(span: Span, begin: float, scale: float) -> int:
+    """The first column that is mostly the span's."""
+    return round((span.start - begin) * scale)
+
+
+def _glyph(span: Span, names: bool) -> str:
+    if span.kind == "F" or (names and span.micro_batch >= 0):
+        return str(span.micro_batch % 10)
+    return _GLYPHS[span.kind]
 
 
 def _legend(kinds: set[Kind]) -> list[str]:
-    parts = ["0-9 forward (last digit of its micro-batch)"] if "F" in kinds else []
+    parts = ["0-9 forward, by the last digit of its micro-batch; others begin with theirs"]
     parts += [f"{glyph} {KINDS[kind]}" for kind, glyph in _GLYPHS.items() if kind in kinds]
     parts.append("· waiting")
     lines = [""]

@@ -42,9 +42,11 @@ def run(
 
     progress = Progress()
     try:
-        rows, left_out = read_and_predict(runs, columns, failed, progress)
+        rows, left_out, notes = read_and_predict(runs, columns, failed, progress)
     finally:
         progress.close()
+    for text in notes:
+        note(text)
     if all(r.failed for r in rows):
         raise _nothing_predicted(left_out, runs)
     result = score(rows, left_out)
@@ -84,11 +86,10 @@ def _check_files(runs: Path, failed: Path | None, columns: tuple[str, ...]) -> N
 
 
 def _nothing_predicted(left_out: "list[Unmodelled]", runs: Path) -> UserError:
-    from collections import Counter
-
     from launch.cli.score_text import unmodelled
+    from planner.scoring import grouped
 
-    lines = unmodelled(dict(Counter(u.reason for u in left_out)))
+    lines = unmodelled(grouped((u.reason, u.row_id) for u in left_out))
     return UserError(
         "no row of the table can be predicted", place=str(runs), details=tuple(lines[1:]),
         hint="a row needs the model's shape, the GPU and the layout",

@@ -46,7 +46,8 @@ def _print_reasons(plan: "Plan", as_json: bool) -> None:
 
 def _print_answer(plan: "Plan", instead: list[str], as_json: bool) -> None:
     from launch.cli import why_text
-    from planner.whynot import compare, why_not
+    from planner.explain import compare
+    from planner.whynot import why_not
 
     answer = why_not(plan, parse_axes(instead, "--not"))
     if as_json:

@@ -3,13 +3,13 @@
 import textwrap
 
 from launch.cli.render import seconds, size
-from planner.explain import Explanation, Other, Reason
+from planner.explain import Explanation, Other, Reason, compare
 from planner.plan import Candidate, Plan
-from planner.whynot import Answer, compare, indivisible, sentence
+from planner.whynot import Answer, indivisible, sentence
 from planner.wording import percent
 
 WIDTH = 80
-_LABEL = 22
+_LABEL = 24
 
 
 def reason_lines(explained: Explanation) -> list[str]:
@@ -32,7 +32,7 @@ def reason_lines(explained: Explanation) -> list[str]:
 
 
 def others_words(reason: Reason) -> str:
-    """`instead 4: +3.1 %, 2: ~+9.0 %; 16: no layout fits`."""
+    """`instead 4: +3.1%, 2: ~+9.0%; 16: no layout fits`."""
     if reason.pinned and not reason.others:
         return "the only value that --pin allows"
     cost = [other_words(o) for o in reason.others if o.cost is not None]
@@ -42,8 +42,8 @@ def others_words(reason: Reason) -> str:
 
 
 def other_words(other: Other) -> str:
-    """`4: +3.1 %`; screened costs carry a tilde."""
-    cost = f"{other.cost or 0.0:+.1%}".replace("%", " %")
+    """`4: +3.1%`; screened costs carry a tilde."""
+    cost = f"{other.cost or 0.0:+.1%}"
     return f"{other.value}: {'' if other.simulated else '~'}{cost}"
 
 
@@ -64,7 +64,8 @@ def answer_lines(plan: Plan, answer: Answer) -> list[str]:
     """What a layout with the pins costs, or what forbids it."""
     lines = []
     if answer.dropped:
-        lines += textwrap.wrap(f"Set aside: the plan's {', '.join(answer.dropped)}", WIDTH) + [""]
+        lines += textwrap.wrap(f"Set aside: the plan's {', '.join(answer.dropped)}", WIDTH)
+        lines.append("")
     if answer.best is None:
         return lines + _forbidden(plan, answer)
     if answer.best.config == plan.chosen.config:
@@ -78,18 +79,18 @@ def answer_lines(plan: Plan, answer: Answer) -> list[str]:
 
 
 def _rows(named: list[tuple[str, Candidate]], base: float | None) -> list[str]:
-    lines = [f"  {'layout':<37}{'sched':<6}{'step':>9}{'MFU':>7}{'peak':>10}{'':>9}"]
+    lines = [f"  {'layout':<43}{'step':>9}{'MFU':>7}{'peak':>10}"]
     for word, c in named:
         cost = word or (f"{c.cost.step_s / base - 1:+.1%}" if base else "")
-        label, sched = c.config.label, c.config.schedule
-        if len(label) > 36 or len(sched) > 5:
-            lines.append(f"  {label} {sched}")
-            label = sched = ""
+        name = f"{c.config.label} {c.config.schedule}"
+        if len(name) > 42:
+            lines.append(f"  {name}")
+            name = ""
         lines.append(
-            f"  {label:<37}{sched:<6}{seconds(c.cost.step_s):>9}{c.cost.mfu:>7.1%}"
-            f"{size(c.cost.peak_bytes):>10}{cost:>9}"
+            f"  {name:<43}{seconds(c.cost.step_s):>9}{c.cost.mfu:>7.1%}"
+            f"{size(c.cost.peak_bytes):>10}{cost:>9}".rstrip()
         )
-    return [line.rstrip() for line in lines]
+    return lines
 
 
 def _verdict(chosen: Candidate, other: Candidate) -> list[str]:
@@ -134,7 +135,7 @@ def _forbidden(plan: Plan, answer: Answer) -> list[str]:
     if answer.rejected:
         lines += ["", "Rejected by rule"]
         for rule, n in sorted(answer.rejected.items(), key=lambda x: (-x[1], x[0])):
-            lines += _entry(f"{n:>7,}  {rule}", sentence(rule), indent=30)
+            lines += _entry(f"{n:>7,}  {rule}", sentence(rule), indent=31)
     if answer.num_valid or answer.details:
         lines.append("")
     if answer.num_valid:

@@ -6,35 +6,53 @@ ports, and the kind of network by name.
 
 import re
 
-from launch.published.cells import UnusableRowError, count, number, plain
+from launch.published.cells import (
+    UnusableRowError,
+    count,
+    extends,
+    nearest,
+    number,
+    plain,
+    shown,
+)
 from launch.published.table import Cells
 from profiler.catalog.load import load_device, names
 from profiler.catalog.node_types import node_group
 from profiler.cluster import LinkSpec, NodeGroup
 from profiler.codec import replace
 
-_RATE = re.compile(r"(?:(\d+)\s*x\s*)?([0-9]+(?:\.[0-9]+)?)\s*(?:Gbps|Gbit/s|Gb/s|Gb\b|G\b)", re.I)
+_RATE = re.compile(
+    r"(?<![0-9.])(?:([0-9]{1,3})\s*x\s*)?([0-9]{1,6}(?:\.[0-9]{1,6})?)"
+    r"\s*(?:Gbps|Gbit/s|Gb/s|Gb\b|G\b)",
+    re.I,
+)
 _KINDS = (
     ("roce", "RoCE"), ("omni-path", "Omni-Path"), ("efa", "EFA"), ("rdma", "RoCE"),
     ("ib", "InfiniBand"), ("infiniband", "InfiniBand"), ("ethernet", "Ethernet"),
 )  # fmt: skip
 _NODES = (("jeanzay", "jean-zay-a100"), ("efa", {"h100": "aws-p5", "a100": "aws-p4de"}))
-_BY_MEMORY = {("a100", 40): "a100-40", ("h100", 96): "h100-96", ("v100", 16): "v100-16"}
-_DEFAULT = {"a100": "a100-80"}
+_BY_MEMORY = {("a100", 40): "a100-40", ("h100", 96): "h100-96", ("v100", 16): "v100-16",
+              ("a100pcie", 80): "a100-pcie-80"}  # fmt: skip
+_DEFAULT = {"a100": "a100-80", "a100pcie": "a100-pcie-40"}
 
 
 def device_of(cells: Cells) -> str:
     """Catalogue name of the row's device."""
-    text = plain(cells.get("gpu", "")).replace("nvidia", "").replace("amd", "").replace("sxm", "")
+    stated = cells.get("gpu", "").strip()
+    size = re.search(r"([0-9]{1,4}) ?gi?b", stated.lower())
+    text = plain(re.sub(r"[0-9]{1,4} ?gi?b|nvidia|amd|tesla|sxm[0-9]?|gpu", "", stated.lower()))
     if not text:
-        raise UnusableRowError("no `gpu`")
-    memory = round(number(cells, "gpu_mem_gb") or 0)
+        raise UnusableRowError(f"no `gpu`{f': {shown(stated)}' if stated else ''}")
+    memory = round(number(cells, "gpu_mem_gb") or (int(size[1]) if size else 0))
     known = {plain(name): name for name in names("device")}
     name = _BY_MEMORY.get((text, memory)) or _DEFAULT.get(text) or known.get(text)
     if name is None:
-        name = next((n for p, n in known.items() if text.startswith(p)), None)
+        longest = sorted((*known, *_DEFAULT), key=len, reverse=True)
+        start = next((p for p in longest if extends(text, p)), "")
+        name = _BY_MEMORY.get((start, memory)) or _DEFAULT.get(start) or known.get(start)
     if name is None:
-        raise UnusableRowError(f"no such GPU in the catalogue: {cells['gpu'][:30]}")
+        near = nearest(stated, known.values())
+        raise UnusableRowError(f"no such GPU in the catalogue: {shown(stated)}{near}")
     return name
 
 
@@ -79,6 +97,8 @@ def _with_network(group: NodeGroup, text: str) -> NodeGroup:
     if not found:
         return group
     ports, rate = int(found[1] or 1), float(found[2]) / 8 * 1e9
+    if not (ports >= 1 and rate > 0):
+        raise UnusableRowError(f"`inter_link` has no rate above 0: {shown(text)}")
     per_gpu = "per gpu" in text.lower()
     total = rate * ports * (group.devices_per_node if per_gpu else 1)
     kind = next((k for word, k in _KINDS if word in text.lower()), group.nic.name)

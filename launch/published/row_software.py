@@ -8,7 +8,7 @@ graphs, HybridEP, overlapped exchange), which its recipes turn on by default.
 import dataclasses
 import re
 
-from launch.published.cells import yes
+from launch.published.cells import UnusableRowError, number, shown, yes
 from launch.published.table import Cells
 from planner.timing.quantities import Software
 from profiler.catalog.constants import load_software
@@ -24,11 +24,23 @@ _SOFTWARE = (
     (r"^megatron-lm$", "megatron-2021"),
 )
 _KNOWN = re.compile(
-    r"cuda_graph_impl|cuda_graph_scope|moe_a2a_overlap|moe_flex_dispatcher_backend|torch\.compile|"
-    r"asynctp|cpu_offloading_num_layers|use_megatron_fsdp|flash attention|1f1b schedule|"
-    r"pack_sample_into_one|cross-entropy fusion|^$",
-    re.I,
+    r"(cuda_graph_impl=(full_iteration|local|transformer_engine|none)|cuda_graph_scope=.*|"
+    r"moe_a2a_overlap=(true|false)|moe_flex_dispatcher_backend=(hybridep|deepep|none)|"
+    r"torch\.compile|asynctp|cpu_offloading_num_layers=\d+|use_megatron_fsdp=(true|false)|"
+    r"flash attention.*|1f1b schedule.*|pack_sample_into_one=(true|false)|"
+    r"cross-entropy fusion.*)?",
+    re.I | re.S,
 )
+_RECOMPUTED = re.compile(
+    r"(none|full|use_checkpoint=true|activation checkpoint|(ac: )?selective (ac|op|layer)|"
+    r"selective: ?core_attn|selective \(attention core\)|selective: ?\[\]$|ac: (none|full)|"
+    r".*block:\d+ layers per stage).*|",
+    re.I | re.S,
+)
+_PRECISIONS: tuple[tuple[str, Precision], ...] = (
+    (r"(nv|mx|^)fp4", "fp4"), (r"fp8|float8", "fp8"), (r"bf16|bfloat16", "bf16"),
+    (r"fp16|float16|^half", "fp16"), (r"^(fp|float)32$", "fp32"), (r"^(amp|mixed)\b", "bf16"),
+)  # fmt: skip
 
 
 def software_of(cells: Cells) -> str:
@@ -39,27 +51,32 @@ def software_of(cells: Cells) -> str:
 
 
 def unknown_features(cells: Cells) -> list[str]:
-    """Features that nothing here understands."""
+    """Features, and kinds of recomputation, that nothing here understands."""
     parts = [p.strip() for p in cells.get("features", "").split(";")]
-    return [p for p in parts if not _KNOWN.search(p)]
+    found = [shown(p, 60) for p in parts if not _KNOWN.fullmatch(p)]
+    again = cells.get("recompute", "")
+    return found if _RECOMPUTED.fullmatch(again) else [*found, f"recompute {shown(again)}"]
 
 
 def precision_of(cells: Cells) -> Precision:
     """Of the weights' products; bf16 where the row does not say."""
-    text = cells.get("precision", "").lower()
-    if "nvfp4" in text or "mxfp4" in text:
-        return "fp4"
-    return "fp8" if "fp8" in text else "bf16"
+    text = cells.get("precision", "").strip().lower()
+    if not text:
+        return "bf16"
+    found = next((name for pattern, name in _PRECISIONS if re.search(pattern, text)), None)
+    if found is None:
+        raise UnusableRowError(f"no such precision: {shown(text)}")
+    return found
 
 
-def traits_of(cells: Cells, name: str, tp: int) -> Software:
+def traits_of(cells: Cells, name: str, tp: int, layers_per_stage: float) -> Software:
     """What the software did in this run."""
     entry = load_software(name)
     sequence = yes(cells, "seq_parallel")
     if sequence is None:
         sequence = entry.sequence_parallel and tp > 1
     features = cells.get("features", "").lower()
-    has_experts = bool(cells.get("n_experts"))
+    has_experts = bool(number(cells, "n_experts"))
     version = cells.get("framework_version", "")
     recent = has_experts and not features and bool(re.match(r"26\.(0[6-9]|1)", version))
     fused = recent or "hybridep" in features or "deepep" in features
@@ -74,7 +91,7 @@ def traits_of(cells: Cells, name: str, tp: int) -> Software:
         fused_exchange=float(fused),
         overlap_exchange=float(recent or "a2a_overlap=true" in features),
         stalls=float(entry.stalls),
-        **_recompute(cells),
+        **_recompute(cells, layers_per_stage),
     )
 
 
@@ -85,7 +102,7 @@ def _graph(features: str) -> float:
     return 0.5 if "cuda_graph_impl=transformer_engine" in features else 0.0
 
 
-def _recompute(cells: Cells) -> dict[str, float]:
+def _recompute(cells: Cells, layers_per_stage: float) -> dict[str, float]:
     """Recomputation beside the layout's `none`, `selective` (attention alone) and `full`.
 
     torchtitan: selective by layer is every second layer; by operator, every second matrix product
@@ -96,8 +113,7 @@ def _recompute(cells: Cells) -> dict[str, float]:
         return {"recompute_full": 0.5}
     if "selective op" in text:
         return {"recompute_matrix": 0.25}
-    block = re.search(r"block:(\d+) layers per stage", text)
+    block = re.search(r"block:([0-9]{1,4}) layers per stage", text)
     if block:
-        layers = float(cells.get("layers") or 1) / float(cells.get("pp") or 1)
-        return {"recompute_full": min(1.0, int(block[1]) / layers)}
+        return {"recompute_full": min(1.0, int(block[1]) / layers_per_stage)}
     return {}

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from launch.published import table as run_table
-from launch.published.cells import UnusableRowError, number
+from launch.published.cells import UnusableRowError, count, measured, number
 from launch.published.row_cluster import group_of
 from launch.published.row_layout import config_of
 from launch.published.row_model import model_of
@@ -32,7 +32,7 @@ from planner.scored import Scored, Unmodelled
 from planner.timing.inputs import constants_of
 from profiler.catalog.constants import load_software, resolve_constants
 from profiler.codec import replace
-from profiler.job import JobSpec
+from profiler.job import LOW_PRECISIONS, JobSpec
 
 GIB = 2.0**30
 GB_IN_GIB = 1e9 / 2**30
@@ -56,20 +56,19 @@ def run_of(cells: Cells) -> PublishedRun:
     config = config_of(cells, model, software)
     num_devices = config.num_devices
     group = group_of(cells, num_devices)
-    batch, seq_len = number(cells, "gbs"), number(cells, "seq_len")
-    if batch is None or seq_len is None:
-        raise UnusableRowError("no `gbs`" if batch is None else "no `seq_len`")
     precision = precision_of(cells)
-    if precision != "bf16" and precision not in group.device.flops_per_s:
+    if precision in LOW_PRECISIONS and precision not in group.device.flops_per_s:
         raise UnusableRowError(f"the device has no such precision: {group.device.name} {precision}")
-    job = JobSpec(global_batch=int(batch), seq_len=int(seq_len), precision=precision)
+    job = JobSpec(
+        global_batch=count(cells, "gbs"), seq_len=count(cells, "seq_len"), precision=precision
+    )
     run = Run(
         model=model,
         job=job,
         config=config,
         group=group,
         num_devices=num_devices,
-        software=traits_of(cells, software, config.tp),
+        software=traits_of(cells, software, config.tp, model.num_layers / config.pp),
         constants=constants_of(resolve_constants(group, software)),
         recipe=_recipe(cells, software),
     )
@@ -78,14 +77,13 @@ def run_of(cells: Cells) -> PublishedRun:
         run=run,
         software=software,
         step_s=_step_s(cells, job, num_devices),
-        peak_gib=number(cells, "peak_mem_gib"),
+        peak_gib=measured(cells, "peak_mem_gib"),
     )
 
 
 def _step_s(cells: Cells, job: JobSpec, num_devices: int) -> float | None:
-    step, rate = number(cells, "step_s"), number(cells, "tok_s_gpu")
-    stated = step or (job.tokens_per_step / (rate * num_devices) if rate else None)
-    return stated if stated and stated > 0 else None
+    step, rate = measured(cells, "step_s"), measured(cells, "tok_s_gpu")
+    return step or (job.tokens_per_step / (rate * num_devices) if rate else None)
 
 
 def _recipe(cells: Cells, software: str) -> Recipe:
@@ -137,13 +135,12 @@ def read_runs(path: Path) -> tuple[list[PublishedRun], list[Unmodelled], Counter
     """(runs, rows that are none, features that nothing understands with their rows)."""
     runs, left_out, unknown = [], [], Counter[str]()
     for line, cells in run_table.read_runs(path).rows:
-        unknown.update(unknown_features(cells))
         row_id = cells.get("row_id") or f"line {line}"
         source = cells.get("source", "")
         try:
             published = run_of(cells)
         except UnusableRowError as e:
-            complete = not str(e).startswith(("no `", "contradiction"))
+            complete = not str(e).startswith(("no `", "`", "contradiction"))
             left_out.append(
                 Unmodelled(row_id=row_id, source=source, reason=str(e), complete=complete)
             )
@@ -153,18 +150,32 @@ def read_runs(path: Path) -> tuple[list[PublishedRun], list[Unmodelled], Counter
             left_out.append(Unmodelled(row_id=row_id, source=source, reason=why, complete=False))
             continue
         runs.append(published)
+        unknown.update(unknown_features(cells))
     return runs, left_out, unknown
 
 
 def read_and_predict(
     path: Path, group: tuple[str, ...], failed: Path | None, progress: Progress
-) -> tuple[list[Scored], list[Unmodelled]]:
-    """Rows of a table of runs, and of one of failed runs, as predicted; and those that are not."""
-    runs, left_out, _ = read_runs(path)
+) -> tuple[list[Scored], list[Unmodelled], list[str]]:
+    """Rows of a table of runs, and of one of failed runs, as predicted; those that are not; and
+    what else was left out of the predictions, in sentences."""
+    runs, left_out, unknown = read_runs(path)
     scored = score_rows(runs, group, progress)
+    notes = [
+        f"feature `{feature}` is not understood: {_rows(number)} predicted without it"
+        for feature, number in sorted(unknown.items())
+    ]
     if failed is not None:
-        scored += _failed_rows(failed, runs, group)
-    return scored, left_out
+        found, skipped = _failed_rows(failed, runs, group)
+        scored += found
+        notes += [
+            f"{failed.name}: {_rows(n)} left out: {why}" for why, n in sorted(skipped.items())
+        ]
+    return scored, left_out, notes
+
+
+def _rows(number: int) -> str:
+    return "1 row is" if number == 1 else f"{number:,} rows are"
 
 
 def score_rows(
@@ -201,40 +212,42 @@ def score_rows(
     return rows
 
 
-def _failed_rows(path: Path, runs: list[PublishedRun], group: tuple[str, ...]) -> list[Scored]:
-    """Failed runs: each is the run of the same size of model and software in another layout."""
+def _failed_rows(
+    path: Path, runs: list[PublishedRun], group: tuple[str, ...]
+) -> tuple[list[Scored], Counter[str]]:
+    """Failed runs, each the run of the same size of model and software in another layout; and why
+    others are left out."""
     named = {f"{r.run.model.num_params / 1e9:.2f}": r for r in runs if r.software == "nanotron"}
-    rows = []
+    rows, skipped = [], Counter[str]()
     for line, cells in run_table.read_failed(path).rows:
-        like = _nearest_size(named, number(cells, "model_size_b") or 0.0)
-        if like is None:
-            continue
-        zero = "ZeRO-1" if cells.get("zero") == "1" else "ZeRO-0"
-        own = {c: cells[c] for c in ("n_gpus", "gbs", "mbs", "tp", "pp", "dp")}
         try:
+            like = _nearest_size(named, number(cells, "model_size_b") or 0.0)
+            own = {c: cells[c] for c in ("n_gpus", "gbs", "mbs", "tp", "pp", "dp")}
+            zero = "ZeRO-1" if cells.get("zero") == "1" else "ZeRO-0"
             published = run_of({**like.cells, **own, "dp_shard": zero})
-        except UnusableRowError:
+        except UnusableRowError as e:
+            skipped[str(e).split(": ")[0]] += 1
             continue
-        run = published.run
-        peaks = predict_peaks(run)
-        rows.append(
-            Scored(
-                row_id=f"failed line {line}", source=f"failed: {path.name}",
-                model=like.cells.get("model", ""), gpu=like.cells.get("gpu", ""),
-                num_gpus=run.num_devices, global_batch=run.job.global_batch,
-                seq_len=run.job.seq_len, precision="", trusted=False,
-                group=tuple(own.get(c, "") for c in group), label=_label(published),
-                measured_step_s=None, predicted_step_s=None, measured_peak_gib=None,
-                predicted_peak_gib=float(peaks.allocated[0]) / GIB,
-                fits=bool(np.all(peaks.fits(run.group.device.memory_bytes))), failed=True,
-                parts={},
-            )
-        )  # fmt: skip
-    return rows
+        rows.append(_failed_row(published, f"failed line {line}", path.name, group))
+    return rows, skipped
 
 
-def _nearest_size(named: dict[str, PublishedRun], size: float) -> PublishedRun | None:
+def _failed_row(published: PublishedRun, row_id: str, table: str, group: tuple[str, ...]) -> Scored:
+    run, cells = published.run, published.cells
+    peaks = predict_peaks(run)
+    return Scored(
+        row_id=row_id, source=f"failed: {table}", model=cells.get("model", ""),
+        gpu=cells.get("gpu", ""), num_gpus=run.num_devices, global_batch=run.job.global_batch,
+        seq_len=run.job.seq_len, precision="", trusted=False,
+        group=tuple(cells.get(c, "") for c in group), label=_label(published),
+        measured_step_s=None, predicted_step_s=None, measured_peak_gib=None,
+        predicted_peak_gib=float(peaks.allocated[0]) / GIB,
+        fits=bool(np.all(peaks.fits(run.group.device.memory_bytes))), failed=True, parts={},
+    )  # fmt: skip
+
+
+def _nearest_size(named: dict[str, PublishedRun], size: float) -> PublishedRun:
     near = min(named, key=lambda text: abs(float(text) - size), default=None)
     if near is None or abs(float(near) - size) > 0.1 * size:
-        return None
+        raise UnusableRowError(f"no nanotron run of a model of that size: {size:.2f}B")
     return named[near]

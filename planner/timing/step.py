@@ -7,6 +7,8 @@ A pipeline of p ranks with v stages each works m micro-batches:
         gpipe, 1f1b, interleaved   (p - 1) * (f + i + w)      (Narayanan et al. 2021, 2.2)
         zero_bubble                (p - 1) * max(f, i, f + i - w)      (Qi et al. 2023)
         zbv, dualpipev             (p - 1) * f
+    never less than one micro-batch through all stages and back, and the others after it:
+        (p * v + m - 1) * (f + i + w) of a chunk, which is what few micro-batches leave of vpp
 
 The reduction of gradients hides behind one backward as far as `covered_reduction` says; with ZeRO-3
 each layer is gathered before its forward and its backward and its gradients are scattered, beside
@@ -119,6 +121,8 @@ def compose(
     most = _slowest_rank(shape, split, sw, layer, head)
     chunk = shape.num_layers / (p * v)
     bubble = (p - 1) * chunk * _bubble(split, forward, inputs, weights)
+    through = chunk * ((p * v + m - 1) * layer - (p * v - 1) * _late_weights(split, weights))
+    bubble = np.where(p > 1, np.maximum(bubble, through - m * most), 0.0)
     send = _send_s(shape, split, hw, sw, c)
     messages = np.where(p > 1, 2 * send * (p - 1 + m * c.exposed_send * np.sqrt(v)), 0.0)
     params = rank_params(shape, split)
@@ -165,6 +169,12 @@ def _bubble(split: Split, f: Num, i: Num, w: Num) -> Num:
     return np.where(v_shaped, f, np.where(split.schedule == ZERO_BUBBLE, split_backward, plain))
 
 
+def _late_weights(split: Split, w: Num) -> Num:
+    """Weight gradients that a schedule does not let the chain of a micro-batch wait for."""
+    v_shaped = (split.schedule == V_SHAPED[0]) | (split.schedule == V_SHAPED[1])
+    return np.where(v_shaped | (split.schedule == ZERO_BUBBLE), w, 0.0)
+
+
 def _slowest_rank(shape: Shape, split: Split, sw: Software, layer: Num, head: Num) -> Num:
     """Seconds per micro-batch of the rank with most work.
 
@@ -176,7 +186,7 @@ def _slowest_rank(shape: Shape, split: Split, sw: Software, layer: Num, head: Nu
     stages = p * split.vpp
     even = np.mod(total, stages) < 0.5
     with_ends = ~even & (np.mod(total + 2, stages) < 0.5)
-    balanced = (sw.balanced > 0) | (~even & ~with_ends)
+    balanced = ((sw.balanced > 0) & (split.vpp < 1.5)) | (~even & ~with_ends)
     mean = (total * layer + head) / p
     last = np.clip(np.round((mean - head) / layer), 0.0, total / p)
     others = np.ceil((total - last) / np.maximum(p - 1, 1.0) - 1e-6)
@@ -203,15 +213,19 @@ def _reduction_s(
     `f`, `b`: seconds of a rank's forward and backward of one micro-batch.
     """
     data, shards, tp = split.data_ranks, split.shard_ranks, split.tp
+    copies = np.maximum(data / shards, 1.0)
     zero = split.zero > 0
-    scatter = collective_s(hw, c, GRAD_BYTES * params.dense, data, tp)
-    back_bytes = np.where(zero, hw.element_bytes, GRAD_BYTES) * params.dense
-    gather = collective_s(hw, c, back_bytes, np.where(zero, shards, data), tp)
+    scatter = collective_s(hw, c, GRAD_BYTES * params.dense, shards, tp)
+    across = collective_s(
+        hw, c, GRAD_BYTES * params.dense / shards, copies, tp * shards, reduces=True
+    )
+    gather = collective_s(hw, c, hw.element_bytes * params.dense, shards, tp)
     inner = split.ep * split.etp
     experts = split.expert_data_ranks
     moe = collective_s(hw, c, GRAD_BYTES * params.experts, experts, inner)
-    moe = moe + collective_s(hw, c, hw.element_bytes * params.experts, experts, inner)
-    once = scatter + gather + moe
+    back = np.where(zero, hw.element_bytes, GRAD_BYTES) * params.experts
+    moe = moe + collective_s(hw, c, back, experts, inner)
+    once = scatter + across + gather + moe
     left = np.maximum(once - c.covered_reduction * b, c.least_reduction * once)
     weights = hw.element_bytes * params.dense
     own = hw.element_bytes * params.experts
@@ -220,18 +234,13 @@ def _reduction_s(
     each = np.maximum(fetch - c.covered_gather * f, 0.0)
     each = each + np.maximum(2 * fetch - c.covered_gather * b, 0.0)
     layers = np.maximum(shape.num_layers / split.pp, 1.0)
-    copies = np.maximum(data / np.maximum(shards, 1.0), 1.0)
-    between = collective_s(
-        hw, c, GRAD_BYTES * params.dense / np.maximum(shards, 1.0), copies, tp * shards,
-        reduces=True,
-    )  # fmt: skip
     m = split.num_microbatches
     sharded = (
-        m * each + 2 * fetch / layers + between * (1 - 0.5 * np.minimum(c.covered_reduction, 1))
+        m * each + 2 * fetch / layers + across * (1 - 0.5 * np.minimum(c.covered_reduction, 1))
     )
     full = split.zero >= 3
     exposed = np.where(data > 1, np.where(full, sharded, left), 0.0)
-    total = np.where(data > 1, np.where(full, 3 * m * fetch + between, once), 0.0)
+    total = np.where(data > 1, np.where(full, 3 * m * fetch + across, once), 0.0)
     return total, exposed
 
 

@@ -13,9 +13,10 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge
 
-from profiler.catalog.load import unknown_name
+from profiler.catalog.load import load_device, unknown_name
 from profiler.cluster import NodeGroup
 from profiler.codec import decode, read_text, record
+from profiler.profile import Software
 
 Scope = Literal["all", "device", "fabric", "kernel", "software"]
 Number = Annotated[float, Ge(0)]
@@ -58,18 +59,25 @@ class ConstantsFile:
 
 @record
 class SoftwareEntry:
-    """A training software as the time model sees it; fields of `planner.timing` Software."""
+    """A training software of `software.yaml`; fields as in `profiler.profile.Software`."""
 
     description: str
     kernel: Literal["flash", "fused", "none"]
-    """flash: FlashAttention-2. fused: cuDNN or FlashAttention-3. none: scores go through memory."""
     sequence_parallel: bool = True
     balanced: bool = False
-    """Splits layers for equal time of the stages."""
+    """Splits layers by itself for equal parameters of the stages (nanotron)."""
     stalls: bool = False
-    """Its tensor-parallel collectives wait for pending receives of a pipeline between nodes."""
     recipe: str
-    """Of `planner.peak`: what it keeps in memory."""
+
+    def facts(self, name: str) -> Software:
+        """What a profile holds of it."""
+        return Software(
+            name=name,
+            kernel=self.kernel,
+            sequence_parallel=self.sequence_parallel,
+            stalls=self.stalls,
+            recipe=self.recipe,
+        )
 
 
 @functools.cache
@@ -120,7 +128,21 @@ def scopes_of(group: NodeGroup, software: str) -> dict[Scope, str]:
 def resolve_constants(group: NodeGroup, software: str) -> dict[str, float]:
     """Name -> value, for nodes of that kind and a training software."""
     scopes = scopes_of(group, software)
-    return {
+    values = {
         name: constant.of.get(scopes[constant.by], constant.all).value
         for name, constant in load_constants().constants.items()
     }
+    matrix = load_constants().constants["matrix_efficiency"]
+    if group.device.name not in matrix.of:
+        values["matrix_efficiency"] = group.device.gemm_efficiency * _reached(matrix)
+    return values
+
+
+def _reached(matrix: Constant) -> float:
+    """Share of its best measured product that a fitted device reaches in training, their mean: what
+    a device that was not fitted is taken to reach of its own."""
+    ratios = [
+        fitted.value / load_device(name).device.gemm_efficiency
+        for name, fitted in matrix.of.items()
+    ]
+    return sum(ratios) / len(ratios)

@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
     fit = decode(Fit, read_text(rest[0]), str(rest[0])) if rest else NO_FIT
     check_plot(PICTURE)
     progress = Progress()
-    rows, left_out = read_and_predict(runs, GROUP, failed, progress)
+    rows, left_out, _ = read_and_predict(runs, GROUP, failed, progress)
     progress.close()
     result = score(rows, left_out)
     draw(rows, PICTURE)

@@ -1,6 +1,7 @@
 """The page docs/accuracy-published.md as text. Pure: scores in, Markdown out."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from typing import Literal
 
 from planner.figures import Figures, StepTime
@@ -19,6 +20,8 @@ class Target:
     figure: str
     """Path in the score: `step_time.median_ape`."""
     bar: float
+    of: Literal["all", "source left out", "model left out"] = "all"
+    """Whether `figure` is of the score, or of the `HeldOut` of the fit."""
     source: str | None = None
     """Of this source alone."""
     better: Literal["lower", "higher"] = "lower"
@@ -34,7 +37,26 @@ class Constant:
     low: float
     high: float
     meaning: str
-    """With its unit."""
+    """With its unit; empty for a member, `name[member]`."""
+    against_prior: float
+    """Width of the range, in logarithms, against the prior's."""
+
+
+@record
+class HeldOut:
+    """Errors of predictions by constants fitted without the rows predicted."""
+
+    pooled: StepTime
+    of: dict[str, StepTime]
+    """By what was left out."""
+    per_source: dict[str, StepTime]
+    """The same predictions by their source."""
+
+    @property
+    def worst_source(self) -> float | None:
+        """The largest median of a source."""
+        medians = [s.median_ape for s in self.per_source.values() if s.median_ape is not None]
+        return max(medians, default=None)
 
 
 @record
@@ -42,11 +64,13 @@ class Fit:
     """What fitting found: constants, and the errors on what each fit had not seen."""
 
     constants: tuple[Constant, ...] = ()
-    leave_one_source_out: dict[str, StepTime]
-    leave_one_model_out: dict[str, StepTime]
+    leave_one_source_out: HeldOut | None = None
+    leave_one_model_out: HeldOut | None = None
 
 
-NO_FIT = Fit(leave_one_source_out={}, leave_one_model_out={})
+NO_FIT = Fit()
+IDENTIFIED = 0.95
+"""A range that is at least this much of the prior's is the prior's: the runs say nothing of it."""
 
 
 def page(
@@ -55,7 +79,7 @@ def page(
     """The whole page. `picture` is the name of the scatter beside it."""
     sections = (
         _head(score, picture),
-        targets_section(score, targets),
+        targets_section(score, fit, targets),
         per_source_section(score),
         held_out_section("source", fit.leave_one_source_out),
         held_out_section("model", fit.leave_one_model_out),
@@ -129,9 +153,15 @@ that others published, {score.modelled:,} of them predicted
 ![Predicted against measured step time]({picture})"""
 
 
-def reached(score: Score, target: Target) -> tuple[float | None, Range | None]:
+def reached(score: Score, fit: Fit, target: Target) -> tuple[float | None, Range | None]:
     """The figure of a target and, where it has one, its range."""
-    node: object = score
+    node: object = {
+        "all": score,
+        "source left out": fit.leave_one_source_out,
+        "model left out": fit.leave_one_model_out,
+    }[target.of]
+    if node is None:
+        return None, None
     if target.source is not None:
         if target.source not in score.per_source:
             return None, None
@@ -149,11 +179,11 @@ def met(value: float | None, target: Target) -> bool:
     return value <= target.bar if target.better == "lower" else value >= target.bar
 
 
-def targets_section(score: Score, targets: Sequence[Target]) -> str:
+def targets_section(score: Score, fit: Fit, targets: Sequence[Target]) -> str:
     """Targets beside what was reached."""
     rows = []
     for target in targets:
-        value, span = reached(score, target)
+        value, span = reached(score, fit, target)
         unit = "%" if target.unit == "percent" else ""
         bar = percent(target.bar) if unit else number(target.bar)
         limit = f"{'at most' if target.better == 'lower' else 'at least'} {bar}"
@@ -187,7 +217,7 @@ def per_source_section(score: Score) -> str:
         named.append(("(not trusted, in no other figure)", score.untrusted))
     rows = [
         (
-            name,
+            brief(name) if not name.startswith("(") else name,
             *_step_cells(f.step_time),
             f"{f.choice.groups:,}",
             with_range(f.choice.regret_geomean, f.choice.regret_geomean_range, unit=""),
@@ -198,20 +228,30 @@ def per_source_section(score: Score) -> str:
     return f"## Step time per source\n\n95 % bootstrap ranges in brackets.\n\n{table(head, rows)}"
 
 
-def held_out_section(what: str, results: Mapping[str, StepTime]) -> str:
+def held_out_section(what: str, found: HeldOut | None) -> str:
     """Errors on each source or model by constants fitted without it."""
     title = f"## Leave one {what} out"
-    if not results:
+    if found is None:
         return f"{title}\n\nNot computed."
-    rows = [(name, *_step_cells(results[name])) for name in sorted(results)]
-    medians = sorted(s.median_ape for s in results.values() if s.median_ape is not None)
-    middle = _middle(medians)
+    medians = sorted(s.median_ape for s in found.of.values() if s.median_ape is not None)
+    rows = [("all together", *_step_cells(found.pooled))]
+    rows += [(brief(name), *_step_cells(found.of[name])) for name in sorted(found.of)]
     lead = (
-        f"Constants are fitted without the {what}, which is then predicted. Median over the "
-        f"{len(rows)} {what}s of their median errors: {percent(middle)}; worst: "
+        f"Constants are fitted without the {what}, which is then predicted with what was known of "
+        f"its hardware and software before any run was read. Median over the {len(found.of)} "
+        f"{what}s of their median errors: {percent(_middle(medians))}; worst: "
         f"{percent(medians[-1] if medians else None)}."
     )
-    return f"{title}\n\n{lead}\n\n{table(('left out', *_STEP_HEAD), rows)}"
+    parts = [title, lead, table(("left out", *_STEP_HEAD), rows)]
+    if what != "source":
+        named = [(brief(name), *_step_cells(found.per_source[name])) for name in found.per_source]
+        parts += ["The same predictions by source:", table(("source", *_STEP_HEAD), named)]
+    return "\n\n".join(parts)
+
+
+def brief(name: str) -> str:
+    """A source's name up to the details of where it was found."""
+    return re.split(r"[,;]| \(measured", name, maxsplit=1)[0]
 
 
 def _middle(values: Sequence[float]) -> float | None:
@@ -228,7 +268,7 @@ def memory_section(score: Score) -> str:
     named += [(s, f.memory) for s, f in score.per_source.items() if f.memory.rows]
     rows = [
         (
-            name,
+            brief(name),
             f"{m.rows:,}",
             with_range(m.median_ape, m.median_ape_range),
             with_range(m.p90_ape, m.p90_ape_range),
@@ -255,7 +295,7 @@ def worst_section(score: Score) -> str:
     rows = [
         (
             w.row_id,
-            w.source,
+            brief(w.source),
             f"{w.model}, {w.num_gpus} {w.gpu}, {w.label}",
             f"{w.measured_step_s:.4g}",
             f"{w.predicted_step_s:.4g}",
@@ -296,10 +336,24 @@ def constants_section(constants: Sequence[Constant]) -> str:
     if not constants:
         return "## Fitted constants\n\nNone: all numbers are of the catalogue."
     rows = [
-        (f"`{c.name}`", f"{c.value:.4g}", f"{c.low:.4g} to {c.high:.4g}", c.meaning)
+        (
+            f"`{c.name}`",
+            f"{c.value:.4g}",
+            f"{c.low:.4g} to {c.high:.4g}",
+            "**prior alone**" if c.against_prior >= IDENTIFIED else f"{c.against_prior:.0%}",
+            c.meaning,
+        )
         for c in constants
     ]
-    return f"## Fitted constants\n\n{table(('constant', 'value', '95 % range', 'meaning'), rows)}"
+    alone = sum(c.against_prior >= IDENTIFIED for c in constants)
+    lead = (
+        "`name[member]` is the constant for one device, network, kernel or software. The range "
+        "holds 95 % of what prior and runs leave possible; `of prior` is its width, in logarithms, "
+        f"as a share of the prior's. {alone} of {len(constants)} are the prior alone: these runs do "
+        f"not identify them (at least {IDENTIFIED:.0%} of the prior's width is left)."
+    )
+    head = ("constant", "value", "95 % range", "of prior", "meaning")
+    return f"## Fitted constants\n\n{lead}\n\n{table(head, rows)}"
 
 
 _DEFINITIONS = """\

@@ -27,7 +27,8 @@ def predictions():
         for n in range(30)
     ]  # fmt: skip
     apart = [row("u", 123456.7, 1e-5, trusted=False), failed_row("f", fits=True)]
-    return [*many, *apart], [left_out("z", f"{LONG} {LONG}: 1"), left_out("y", "no tp")]
+    out = [left_out("z", f"{LONG} {LONG}: 1"), left_out("y", "no tp")]
+    return [*many, *apart], out, ["feature `warp drive` is odd"]
 
 
 @pytest.fixture
@@ -75,11 +76,13 @@ def test_tables_fit_and_say_all(options, meshwright, runs):
         "By largest term",
         "Furthest off",
         "Not predicted, 2 rows",
+        "          y\n",
         "no tp",
     ):
         assert part in result.out, part
     assert ("Memory per source" in result.out) == bool(options)
     assert "nan" not in result.out
+    assert "feature `warp drive` is odd\n" in result.err
     assert runs.asked == [(Path("runs.csv"), ("model", "n_gpus"), None)]
 
 
@@ -103,7 +106,7 @@ def test_reader_gets_the_failed_runs(meshwright, runs, tmp_path):
 
 
 def test_nothing_predicted_is_an_error_that_names_reasons(meshwright, runs):
-    runs.found = ([], [left_out("a", "no tp"), left_out("b", "no tp")])
+    runs.found = ([], [left_out("a", "no tp"), left_out("b", "no tp")], [])
     result = meshwright("validate", "runs.csv")
     assert (result.code, result.out) == (1, "")
     assert result.err.startswith("error: runs.csv: no row of the table can be predicted\n")
@@ -114,7 +117,7 @@ def test_nothing_predicted_is_an_error_that_names_reasons(meshwright, runs):
 
 
 def test_little_data_is_dashes(meshwright, runs):
-    runs.found = ([row("a", None, None)], [])
+    runs.found = ([row("a", None, None)], [], [])
     result = meshwright("validate", "runs.csv", "--memory")
     assert result.code == 0
     assert "median error                  -" in result.out
@@ -137,7 +140,7 @@ def test_plot_is_the_same_each_time(tmp_path, runs):
     pytest.importorskip("matplotlib")
     from launch.published.scatter import draw
 
-    rows, _ = predictions()
+    rows, _, _ = predictions()
     draw(rows, tmp_path / "a.png")
     draw(rows[::-1], tmp_path / "b.png")
     draw([], tmp_path / "c.png")
@@ -157,7 +160,7 @@ def test_plot_that_cannot_be_written(meshwright, runs, tmp_path):
     (tmp_path / "file").write_text("")
     result = meshwright("validate", "runs.csv", "--plot", "file/out.png")
     assert result.code == 1
-    assert result.err.startswith("error: file/out.png: cannot write the file")
+    assert "\nerror: file/out.png: cannot write the file" in result.err
     assert meshwright("validate", "runs.csv", "--plot", "out.gif").code == 1
 
 
@@ -267,4 +270,4 @@ def test_piped_output_is_plain_and_a_reader_may_leave(tmp_path):
     ) as process:
         process.stdout.close()
         said = process.stderr.read()
-    assert said == b""
+    assert said == b"feature `warp drive` is odd\n"

@@ -1,11 +1,11 @@
 """Small facts for tests: a model, a job, a cluster, and a profile made up from a formula."""
 
-from profiler.analytic import analytic_profile
 from profiler.cluster import ClusterSpec, DeviceSpec, LinkSpec, NodeGroup
 from profiler.codec import replace
 from profiler.job import JobSpec
 from profiler.model import ModelSpec
 from profiler.profile import Profile, SharingEntry
+from tests.unit.roofline import analytic_profile
 
 
 def model(**changes: object) -> ModelSpec:

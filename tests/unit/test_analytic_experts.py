@@ -2,12 +2,12 @@
 
 import pytest
 
-from planner.memory import local_params
-from profiler.analytic import analytic_profile
+from planner.block_memory import local_params
 from profiler.codec import replace
 from profiler.model import ModelSpec
 from profiler.profile import BlockEntry
 from tests.unit import facts
+from tests.unit.roofline import analytic_profile
 
 MOE = facts.model(
     family="qwen3_moe", num_experts=8, num_experts_per_token=2, expert_ffn_hidden_size=48

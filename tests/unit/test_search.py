@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from planner.today import RULES, Facts, enumerate_layouts, first_broken
 
 from planner.axes import divisors
 from planner.cost import CostModel
@@ -11,7 +12,6 @@ from planner.plan import SearchOptions, check_plan, plan_id
 from planner.rules import CONFIG_RULES
 from planner.search import make_plan
 from planner.space import MEMORY_RULE
-from planner.today import RULES, Facts, enumerate_layouts, first_broken
 from profiler.codec import encode, replace
 from profiler.errors import UserError
 from tests.unit import facts

@@ -1,0 +1,174 @@
+"""A plan as one HTML page that needs nothing else: no script, no request, light and dark."""
+
+from launch.cli.render import cluster_words, seconds, size
+from launch.cli.why_text import others_words
+from launch.report import bars
+from launch.report.html import Html, el, join, section, table
+from launch.report.links import links_section
+from launch.report.scatter import pareto
+from launch.report.style import style
+from launch.report.timeline import timeline_section
+from planner.explain import Explanation, Reason, explain, timeline_of
+from planner.plan import Plan
+from planner.simulate import Timeline
+from planner.space import MEMORY_RULE, SENTENCES
+
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+
+def page_of(plan: Plan) -> str:
+    """The page; raises `UserError` where the plan has no estimate."""
+    return build(plan, explain(plan), timeline_of(plan))
+
+
+def build(plan: Plan, explained: Explanation, timeline: Timeline) -> str:
+    """The page from its parts. Same plan, same bytes."""
+    title = f"{plan.model.name} on {cluster_words(plan.cluster)}"
+    head = el(
+        "head",
+        Html('<meta charset="utf-8">'),
+        Html(f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'),
+        Html('<meta name="viewport" content="width=device-width,initial-scale=1">'),
+        Html('<link rel="icon" href="data:,">'),
+        el("title", f"Meshwright: {title}"),
+        el("style", Html(style())),
+    )
+    parts = [
+        _header(plan, title),
+        _figures(plan),
+        _warning(plan),
+        _why(explained),
+        timeline_section(timeline),
+        bars.memory(plan),
+        bars.step(plan),
+        links_section(plan),
+        _alternatives(plan),
+        pareto(plan),
+        _rejected(plan),
+        _footer(plan),
+    ]
+    body = el("body", el("main", *(part for part in parts if part)))
+    return f"<!doctype html>\n{el('html', head, body, lang='en')}\n"
+
+
+def _header(plan: Plan, title: str) -> Html:
+    job, chosen = plan.job, plan.chosen
+    asked = (
+        f"Global batch {job.global_batch:,} x {job.seq_len:,} tokens, {job.precision}, "
+        f"{job.optimizer}"
+    )
+    layout = f"{chosen.config.label} {chosen.config.schedule}"
+    return el(
+        "header",
+        el("h1", title),
+        el("p", asked, class_="note"),
+        el("p", "Layout ", el("span", layout, class_="mono"), class_="layout"),
+    )
+
+
+def _figures(plan: Plan) -> Html:
+    """The figures one asks for first."""
+    e, group = plan.chosen.cost, plan.cluster.uniform
+    capacity = group.device.memory_bytes
+    cells = [
+        (seconds(e.step_s), "per step, predicted"),
+        (f"{e.tokens_per_s:,.0f}", "tokens per second"),
+        (f"{e.mfu:.1%}", "MFU"),
+        (size(e.peak_bytes), f"peak memory, {e.peak_bytes / capacity:.0%}"),
+        (f"{plan.chosen.config.num_devices:,}", f"{group.device.name} devices"),
+        (f"{e.tokens_per_s * 86400 / 1e9:,.3g} B", "tokens per day"),
+    ]
+    if group.price_per_hour is not None and e.tokens_per_s:
+        hours = 1e9 / e.tokens_per_s / 3600 * plan.chosen.config.num_devices
+        cells.append((f"{hours * group.price_per_hour:,.4g}", "price of a billion tokens"))
+    return el(
+        "div", *(el("div", el("b", big), el("span", words)) for big, words in cells),
+        class_="figures",
+    )  # fmt: skip
+
+
+def _warning(plan: Plan) -> Html | None:
+    """What the figures do not rest on."""
+    share = plan.chosen.cost.measured_share
+    if share >= 0.995:
+        return None
+    if share:
+        words = f"{1 - share:.0%} of the busy time is computed from catalogue numbers, not measured"
+    else:
+        words = "No time on this page was measured: all are computed from catalogue numbers"
+    hint = ". Profile the cluster before you rely on them: "
+    return el("p", words, hint, el("code", "meshwright profile"), class_="warn", role="note")
+
+
+def _why(explained: Explanation) -> Html:
+    choices = join(_choice(reason) for reason in explained.reasons)
+    limits = join(
+        Html(el("dt", name) + el("dd", words)) for name, words in explained.limits.items()
+    )
+    proof = el("ul", *(el("li", words) for words in explained.proof))
+    screened = any(
+        o.cost is not None and not o.simulated for r in explained.reasons for o in r.others
+    )
+    note = "~ marks a cost that was screened by a closed form, not simulated." if screened else ""
+    return section(
+        "Why this layout",
+        el("dl", choices, class_="why"),
+        el("div",
+           el("div", el("h3", "What limits it"), el("dl", limits, class_="why")),
+           el("div", el("h3", "How sure it is"), proof),
+           class_="pair"),
+        note=note,
+        id_="why",
+    )  # fmt: skip
+
+
+def _choice(reason: Reason) -> Html:
+    others = others_words(reason)
+    small = [el("small", others)] if others else []
+    return Html(el("dt", f"{reason.axis} {reason.value}") + el("dd", reason.text, *small))
+
+
+def _alternatives(plan: Plan) -> Html | None:
+    known = [c for c in plan.alternatives if c.estimate is not None]
+    if not known:
+        return None
+    base = plan.chosen.cost.step_s
+    rows = [
+        [el("span", f"{c.config.label} {c.config.schedule}", class_="mono"), seconds(c.cost.step_s),
+         f"{c.cost.mfu:.1%}", size(c.cost.peak_bytes),
+         "chosen" if k == 0 else f"{c.cost.step_s / base - 1:+.1%}"]
+        for k, c in enumerate((plan.chosen, *known))
+    ]  # fmt: skip
+    heads = ["layout", ">step", ">MFU", ">peak", ">vs chosen"]
+    return section("Alternatives", table(heads, rows, chosen=0), id_="alternatives")
+
+
+def _rejected(plan: Plan) -> Html | None:
+    counts = plan.counts
+    if not counts.rejected:
+        return None
+    rows = [
+        [f"{number:,}", rule, SENTENCES.get(rule, "")]
+        for rule, number in sorted(counts.rejected.items(), key=lambda x: (-x[1], x[0]))
+    ]
+    unfit = counts.rejected.get(MEMORY_RULE, 0)
+    note = (
+        f"Of {counts.enumerated:,} layouts {unfit:,} do not fit the memory, "
+        f"{sum(counts.rejected.values()) - unfit:,} break another rule, {counts.pruned:,} were "
+        f"pruned by their lower bound and {counts.simulated:,} simulated."
+    )
+    return section(
+        "Rejected layouts",
+        table([">layouts", "rule", "what it says"], rows),
+        note=note,
+        id_="rejected",
+    )
+
+
+def _footer(plan: Plan) -> Html:
+    return el(
+        "footer",
+        el("p", "Plan ", el("code", plan.id), ", content hash of its inputs and its result. ",
+           el("code", "meshwright launch plan.json"), " runs it, ",
+           el("code", "meshwright verify"), " compares the run with this prediction."),
+    )  # fmt: skip

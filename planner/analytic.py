@@ -1,0 +1,267 @@
+"""Costs of any layout from shapes, rates and fitted constants: `planner.timing`, `planner.peak`.
+
+Screening takes chunks of the space as arrays. Layers are timed once per distinct (tp, cp and its
+method, ep, etp, micro-batch, recompute): the layouts of a chunk share few of them. What remains per
+layout is a bound, m * the mean rank's work, which cuts most; memory and the closed form are asked
+of the rest.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from planner.axes import Coverage
+from planner.bounds import lower_bound
+from planner.chain import BlockTimes, balanced_stages, program_of
+from planner.config import ParallelConfig, Placement
+from planner.layouts import Ints, Layouts
+from planner.peak import RECIPES, Peaks, Recipe, stage_peaks
+from planner.plan import StageMemory
+from planner.predict import memory_degrees, sizes_of, terms_of_step
+from planner.prepared import Prepared, Screened
+from planner.rules import ConfigRule
+from planner.schedules import stage_owner
+from planner.timing.inputs import constants_of, machine_of, plan_software, shape_of, split_of
+from planner.timing.layer import Layer, layer_times
+from planner.timing.quantities import Array, rows
+from planner.timing.step import Step, compose, head_s, step_times
+from profiler.job import JobSpec
+from profiler.model import ModelSpec
+from profiler.profile import Profile
+from solvers.partition import Stages
+
+_KEY = ("tp", "cp", "cp_method", "cp_heads", "ep", "etp", "micro_batch", "recompute")
+"""What the time of a layer depends on; and whether there is a pipeline."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Timed:
+    """Layers of some layouts."""
+
+    dense: Layer
+    moe: Layer
+
+
+class AnalyticCosts:
+    """Costs from the constants of an analytic profile."""
+
+    def __init__(self, model: ModelSpec, job: JobSpec, profile: Profile) -> None:
+        if profile.software is None:
+            raise ValueError("the profile has no constants")
+        self.model, self.job, self.profile = model, job, profile
+        self.node = profile.cluster.uniform
+        software = profile.software
+        self.capacity_bytes = self.node.device.memory_bytes * (1 - job.memory_reserve)
+        self._recipe: Recipe = RECIPES[software.recipe]
+        self._shape = shape_of(model, job.seq_len)
+        self._machine = machine_of(self.node, profile.cluster.num_devices, job.precision)
+        self._software = plan_software(
+            flash=software.kernel != "none",
+            sequence_parallel=software.sequence_parallel,
+            stalls=software.stalls,
+        )
+        self._constants = constants_of(profile.constants)
+        self._sizes = sizes_of(model, job.seq_len)
+
+    @property
+    def coverage(self) -> Coverage:
+        """All."""
+        return Coverage()
+
+    @property
+    def rules(self) -> tuple[ConfigRule, ...]:
+        """None beyond the space's own."""
+        return ()
+
+    def covers(self, config: ParallelConfig, placement: Placement) -> bool:
+        """All but the user's own tables, recomputation by layer, and placed experts."""
+        del config
+        return not (placement.table or placement.recompute or placement.experts)
+
+    def screen(self, layouts: Layouts, cut_s: float) -> Screened:
+        """See `planner.prepared.Costs`."""
+        code, unique = _distinct(layouts)
+        timed = self._layers(layouts.take(unique))
+        bound = self._bounds(layouts, timed, code)
+        kept = np.flatnonzero(bound <= cut_s)
+        num_cut = len(layouts) - len(kept)
+        least = float(bound[bound > cut_s].min()) if num_cut else float("inf")
+        few, code = layouts.take(kept), code[kept]
+        peaks = self._peaks(few)
+        room = self.capacity_bytes
+        fits = peaks.allocated <= room
+        few, code, kept = few.take(fits), code[fits], kept[fits]
+        step = self._steps(few, timed, code)
+        return Screened(
+            index=kept,
+            step_s=np.broadcast_to(np.asarray(step.step_s, dtype=np.float64), kept.shape),
+            bound_s=bound[kept],
+            peak_bytes=peaks.allocated[fits],
+            num_unfit=int(np.count_nonzero(~fits)),
+            num_cut=num_cut,
+            least_cut_s=least,
+        )
+
+    def _layers(self, layouts: Layouts) -> _Timed:
+        split = split_of(layouts, self.job)
+        dense, moe = layer_times(self._shape, split, self._machine, self._software, self._constants)
+        return _Timed(dense, moe)
+
+    def _bounds(self, layouts: Layouts, timed: _Timed, code: Ints) -> Array:
+        """Seconds that the busiest rank computes at least."""
+        shape, share = self._shape, self._shape.num_moe / self._shape.num_layers
+        dense, moe = (
+            layer.forward_s + layer.input_s + layer.weight_s for layer in (timed.dense, timed.moe)
+        )
+        mean = np.asarray(shape.num_layers * ((1 - share) * dense + share * moe))
+        work = np.broadcast_to(mean, (int(code.max()) + 1 if len(code) else 0,))[code]
+        batch = self.job.global_batch
+        m = batch / (layouts.num_replicas * layouts.micro_batch)
+        return np.asarray(m * work / layouts.pp)
+
+    def _peaks(self, layouts: Layouts, layers: Array | None = None) -> Peaks:
+        m = np.maximum(layouts.num_microbatches(self.job), 1)
+        degrees = memory_degrees(layouts, m, self._software.sequence_parallel)
+        return stage_peaks(self._sizes, degrees, self._recipe, layers)
+
+    def _steps(self, layouts: Layouts, timed: _Timed, code: Ints) -> Step:
+        def of(layer: Layer) -> Layer:
+            return rows(layer, code)
+
+        return compose(
+            self._shape, split_of(layouts, self.job), self._machine, self._software,
+            self._constants, of(timed.dense), of(timed.moe),
+        )  # fmt: skip
+
+    def least_peak(self, config: ParallelConfig) -> int:
+        """Of layers spread evenly."""
+        return int(self._peaks(Layouts.from_configs([config])).allocated[0])
+
+    def prepare(self, config: ParallelConfig, stages: Stages | None = None) -> Prepared | None:
+        """The layout with the split that levels time, or the one given."""
+        layouts = Layouts.from_configs([config])
+        split = split_of(layouts, self.job)
+        step = step_times(self._shape, split, self._machine, self._software, self._constants)
+        head = tuple(_number(x) for x in head_s(self._shape, split, self._machine, self._constants))
+        times = BlockTimes(
+            dense=_seconds(step.dense), moe=_seconds(step.moe), head=(head[0], head[1], head[2])
+        )
+        given = stages
+        stages = stages or balanced_stages(self.model.blocks, times, config.num_stages)
+        memory = self._memory(layouts, config, stages)
+        if given is None and max(m.total_bytes for m in memory) > self.capacity_bytes:
+            return None
+        program = program_of(
+            blocks=self.model.blocks, stages=stages, times=times, schedule=config.schedule,
+            pp=config.pp, vpp=config.vpp, num_microbatches=config.num_microbatches(self.job),
+            send_s=_number(step.send_s), exposed_send=float(self._constants.exposed_send),
+            late=self._late, sync_s=_number(step.exposed_reduction_s),
+            update_s=_number(step.update_s), base_s=_number(step.base_s),
+        )  # fmt: skip
+        talk = {kind: _talk(layer) for kind, layer in (("dense", step.dense), ("moe", step.moe))}
+        talk["mtp"] = talk["moe" if self.model.num_moe_layers else "dense"]
+        forward, backward = (
+            tuple(
+                self._late * sum(talk.get(kind, (0.0, 0.0))[i] for kind in self.model.blocks[a:b])
+                for a, b in stages
+            )
+            for i in (0, 1)
+        )
+        return Prepared(
+            config=config,
+            placement=Placement(stages=stages),
+            program=program,
+            sharing=None,
+            forward_collective_s=forward,
+            backward_collective_s=backward,
+            memory=memory,
+            bound_s=lower_bound(program, None),
+            measured_share=0.0,
+            terms=terms_of_step(
+                self.model.blocks, config, config.num_microbatches(self.job), step,
+                (head[0], head[1], head[2]), self._late,
+            ),
+        )  # fmt: skip
+
+    @property
+    def _late(self) -> float:
+        hw = self._machine
+        nodes = max(hw.num_devices / hw.per_node, 1.0)
+        return float(1 + self._constants.straggler * np.log2(nodes))
+
+    def _memory(
+        self, layouts: Layouts, config: ParallelConfig, stages: Stages
+    ) -> tuple[StageMemory, ...]:
+        """Per pipeline rank; those between the first and the last as the fullest of them."""
+        layers = Placement(stages=stages).layers_per_stage(self.model.num_layers)
+        held = [0.0] * config.pp
+        for owner, count in zip(
+            stage_owner(config.schedule, config.pp, config.vpp), layers, strict=True
+        ):
+            held[owner] += count
+        middle = max(held[1:-1], default=held[-1])
+        peaks = self._peaks(layouts, np.array([[held[0]], [middle], [held[-1]]]))
+        of = [_stage_memory(peaks, row) for row in range(3)]
+        if config.pp == 1:
+            return (of[0],)
+        return (of[0], *(of[1],) * (config.pp - 2), of[2])
+
+
+def _stage_memory(peaks: Peaks, row: int) -> StageMemory:
+    def part(array: Array) -> int:
+        return int(np.broadcast_to(array, (3, 1))[row, 0])
+
+    return StageMemory(
+        weight_bytes=part(peaks.weights),
+        grad_bytes=part(peaks.grads),
+        optimizer_bytes=part(peaks.optimizer),
+        activation_bytes=part(peaks.activations),
+        buffer_bytes=part(peaks.buffers),
+        workspace_bytes=part(peaks.transient),
+    )
+
+
+def _number(value: object) -> float:
+    return float(np.asarray(value).reshape(-1)[0])
+
+
+def _seconds(layer: Layer) -> tuple[float, float, float]:
+    return _number(layer.forward_s), _number(layer.input_s), _number(layer.weight_s)
+
+
+def _talk(layer: Layer) -> tuple[float, float]:
+    """Exposed communication of a layer's (forward, backward), recomputation's left out."""
+    once = _number(layer.tensor_s) + _number(layer.context_s) + _number(layer.expert_s)
+    return once, once + _number(layer.context_s)
+
+
+def _distinct(layouts: Layouts) -> tuple[Ints, Ints]:
+    """(position among the distinct layer keys of each layout, a layout of each distinct key)."""
+    code = (layouts.pp > 1).astype(np.int64)
+    size = 2
+    for name in _KEY:
+        values = getattr(layouts, name)
+        known, place = _ranks(values)
+        code = code * known + place
+        size *= known
+    if size > 1 << 24:
+        _, first, inverse = np.unique(code, return_index=True, return_inverse=True)
+        return inverse.reshape(-1), first
+    first = np.full(size, -1, dtype=np.int64)
+    first[code[::-1]] = np.arange(len(code))[::-1]
+    used = np.flatnonzero(first >= 0)
+    position = np.empty(size, dtype=np.int64)
+    position[used] = np.arange(len(used))
+    return position[code], first[used]
+
+
+def _ranks(values: Ints) -> tuple[int, Ints]:
+    """(number of distinct values, each value's place among them): for small positive values."""
+    most = int(values.max()) if len(values) else 0
+    if most < 1 << 20:
+        seen = np.zeros(most + 1, dtype=np.bool_)
+        seen[values] = True
+        place = np.cumsum(seen) - 1
+        return int(place[-1]) + 1, place[values]
+    known, inverse = np.unique(values, return_inverse=True)
+    return len(known), inverse.reshape(-1)
