@@ -6,24 +6,32 @@ layout is a bound, m * the mean rank's work, which cuts most; memory and the clo
 of the rest.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
 
 from planner.axes import Coverage
 from planner.bounds import lower_bound
-from planner.chain import BlockTimes, balanced_stages, program_of
+from planner.chain import (
+    BlockTimes,
+    balanced_stages,
+    capped_stages,
+    even_stages,
+    program_of,
+)
 from planner.config import ParallelConfig, Placement
 from planner.layouts import Ints, Layouts
 from planner.peak import RECIPES, Peaks, Recipe, stage_peaks
 from planner.plan import StageMemory
 from planner.predict import memory_degrees, sizes_of, terms_of_step
 from planner.prepared import Prepared, Screened
+from planner.room import fullest, totals
 from planner.rules import ConfigRule
 from planner.schedules import stage_owner
 from planner.timing.inputs import constants_of, machine_of, plan_software, shape_of, split_of
 from planner.timing.layer import Layer, layer_times
-from planner.timing.quantities import Array, rows
+from planner.timing.quantities import Array, Num, rows
 from planner.timing.step import Step, compose, head_s, step_times
 from profiler.job import JobSpec
 from profiler.model import ModelSpec
@@ -87,16 +95,16 @@ class AnalyticCosts:
         num_cut = len(layouts) - len(kept)
         least = float(bound[bound > cut_s].min()) if num_cut else float("inf")
         few, code = layouts.take(kept), code[kept]
-        peaks = self._peaks(few)
-        room = self.capacity_bytes
-        fits = peaks.allocated <= room
-        few, code, kept = few.take(fits), code[fits], kept[fits]
+        peaks, uneven = self._room(few, timed, code)
+        fits = np.isfinite(uneven)
+        few, code, kept, uneven = few.take(fits), code[fits], kept[fits], uneven[fits]
         step = self._steps(few, timed, code)
+        waits = few.num_microbatches(self.job) * step.most_s * (uneven - 1) * self._late
         return Screened(
             index=kept,
-            step_s=np.broadcast_to(np.asarray(step.step_s, dtype=np.float64), kept.shape),
+            step_s=np.broadcast_to(np.asarray(step.step_s + waits, dtype=np.float64), kept.shape),
             bound_s=bound[kept],
-            peak_bytes=peaks.allocated[fits],
+            peak_bytes=peaks[fits],
             num_unfit=int(np.count_nonzero(~fits)),
             num_cut=num_cut,
             least_cut_s=least,
@@ -124,6 +132,41 @@ class AnalyticCosts:
         degrees = memory_degrees(layouts, m, self._software.sequence_parallel)
         return stage_peaks(self._sizes, degrees, self._recipe, layers)
 
+    def _room(self, layouts: Layouts, timed: _Timed, code: Ints) -> tuple[Array, Array]:
+        """(peak bytes, layers of the fullest rank over their mean) of an even split, or where that
+        does not fit, of an uneven one; the latter is inf where none fits. `prepare` may yet refuse
+        what fits here, but never takes what does not."""
+        room, num = self.capacity_bytes, len(layouts)
+        held = np.broadcast_to(totals(self._peaks(layouts)), (3, num))
+        peak = held.max(axis=0)
+        uneven = np.where(peak <= room, 1.0, np.inf)
+        # Some rank has the mean number of layers or more.
+        tight = np.flatnonzero((peak > room) & (held.min(axis=0) <= room))
+        if len(tight):
+            few, model = layouts.take(tight), self.model
+            most = fullest(few, self._peaks, model.num_layers, model.first_dense_layers, room)
+            uneven[tight] = np.maximum(most * few.pp / model.num_layers, 1.0)
+            loose = tight[np.isfinite(most) & (few.vpp > 1)]
+            if len(loose):
+                layers = self._level_layers(layouts.take(loose), timed, code[loose])
+                over = self._peaks(layouts.take(loose), layers).allocated > room
+                uneven[loose] = np.where(over, np.inf, 1.0)
+        return np.minimum(peak, room), uneven
+
+    def _level_layers(self, layouts: Layouts, timed: _Timed, code: Ints) -> Array:
+        """Layers of the first, the fullest middle and the last rank where times are level."""
+        key = np.stack([code, layouts.pp, layouts.vpp, layouts.schedule])
+        _, first, inverse = np.unique(key, axis=1, return_index=True, return_inverse=True)
+        of_each, few = code[first], layouts.take(first)
+        heads = head_s(self._shape, split_of(few, self.job), self._machine, self._constants)
+        layers = []
+        for position, config in enumerate(few.configs()):
+            dense, moe = (rows(t, of_each[position]) for t in (timed.dense, timed.moe))
+            times = self._times(dense, moe, tuple(h[position] for h in heads))
+            stages = balanced_stages(self.model.blocks, times, config.num_stages)
+            layers.append(self._held(config, stages))
+        return np.array(layers).T[:, inverse.reshape(-1)]
+
     def _steps(self, layouts: Layouts, timed: _Timed, code: Ints) -> Step:
         def of(layer: Layer) -> Layer:
             return rows(layer, code)
@@ -142,15 +185,15 @@ class AnalyticCosts:
         layouts = Layouts.from_configs([config])
         split = split_of(layouts, self.job)
         step = step_times(self._shape, split, self._machine, self._software, self._constants)
-        head = tuple(_number(x) for x in head_s(self._shape, split, self._machine, self._constants))
-        times = BlockTimes(
-            dense=_seconds(step.dense), moe=_seconds(step.moe), head=(head[0], head[1], head[2])
-        )
-        given = stages
-        stages = stages or balanced_stages(self.model.blocks, times, config.num_stages)
-        memory = self._memory(layouts, config, stages)
-        if given is None and max(m.total_bytes for m in memory) > self.capacity_bytes:
+        if not self.model.num_moe_layers:  # what follows the layers is one of them
+            step = dataclasses.replace(step, moe=step.dense)
+        head = head_s(self._shape, split, self._machine, self._constants)
+        times = self._times(step.dense, step.moe, head)
+        if stages is None:
+            stages = self._split(layouts, config, times)
+        if stages is None:
             return None
+        memory = self._memory(layouts, config, stages)
         program = program_of(
             blocks=self.model.blocks, stages=stages, times=times, schedule=config.schedule,
             pp=config.pp, vpp=config.vpp, num_microbatches=config.num_microbatches(self.job),
@@ -179,9 +222,49 @@ class AnalyticCosts:
             measured_share=0.0,
             terms=terms_of_step(
                 self.model.blocks, config, config.num_microbatches(self.job), step,
-                (head[0], head[1], head[2]), self._late,
+                times.head, self._late,
             ),
         )  # fmt: skip
+
+    def _times(self, dense: Layer, moe: Layer, head: tuple[Num, Num, Num]) -> BlockTimes:
+        last = moe if self.model.num_moe_layers else dense
+        forward, inputs, weights = head
+        return BlockTimes(
+            dense=_seconds(dense),
+            moe=_seconds(last),
+            head=(_number(forward), _number(inputs), _number(weights)),
+        )
+
+    def _split(self, layouts: Layouts, config: ParallelConfig, times: BlockTimes) -> Stages | None:
+        """The split that levels time among those that fit memory; None where none was found.
+
+        The level split itself, else with at most as many layers per rank as fit it, else evenly.
+        """
+        blocks, num = self.model.blocks, config.num_stages
+        level = balanced_stages(blocks, times, num)
+        if self._fits(layouts, config, level):
+            return level
+        most = self._most_blocks(layouts, config) if config.vpp == 1 else None
+        capped = capped_stages(blocks, times, most) if most else None
+        even = even_stages(self.model.num_layers, len(blocks), num)
+        tried = (s for s in (capped, even) if s is not None)
+        return next((s for s in tried if self._fits(layouts, config, s)), None)
+
+    def _fits(self, layouts: Layouts, config: ParallelConfig, stages: Stages) -> bool:
+        memory = self._memory(layouts, config, stages)
+        return max(m.total_bytes for m in memory) <= self.capacity_bytes
+
+    def _most_blocks(self, layouts: Layouts, config: ParallelConfig) -> list[int] | None:
+        """Blocks that each rank has room for, embedding and head besides; memory grows by the layer
+        as from the first to the second."""
+        one, two = (self._peaks(layouts, np.full((3, 1), float(n))) for n in (1, 2))
+        first = totals(one)[:, 0]
+        layer = np.maximum(totals(two)[:, 0] - first, 1.0)
+        room = np.floor((self.capacity_bytes - first) / layer) + 1
+        if room.min() < 1:
+            return None
+        ends = [int(n) for n in room]
+        return [ends[0] + 1, *[ends[1]] * (config.pp - 2), ends[2] + 1][: config.pp]
 
     @property
     def _late(self) -> float:
@@ -193,18 +276,20 @@ class AnalyticCosts:
         self, layouts: Layouts, config: ParallelConfig, stages: Stages
     ) -> tuple[StageMemory, ...]:
         """Per pipeline rank; those between the first and the last as the fullest of them."""
-        layers = Placement(stages=stages).layers_per_stage(self.model.num_layers)
-        held = [0.0] * config.pp
-        for owner, count in zip(
-            stage_owner(config.schedule, config.pp, config.vpp), layers, strict=True
-        ):
-            held[owner] += count
-        middle = max(held[1:-1], default=held[-1])
-        peaks = self._peaks(layouts, np.array([[held[0]], [middle], [held[-1]]]))
+        peaks = self._peaks(layouts, np.array([self._held(config, stages)]).T)
         of = [_stage_memory(peaks, row) for row in range(3)]
         if config.pp == 1:
             return (of[0],)
         return (of[0], *(of[1],) * (config.pp - 2), of[2])
+
+    def _held(self, config: ParallelConfig, stages: Stages) -> tuple[float, float, float]:
+        """Layers of the first, the fullest of those between, and the last pipeline rank."""
+        layers = Placement(stages=stages).layers_per_stage(self.model.num_layers)
+        held = [0.0] * config.pp
+        owners = stage_owner(config.schedule, config.pp, config.vpp)
+        for owner, count in zip(owners, layers, strict=True):
+            held[owner] += count
+        return held[0], max(held[1:-1], default=held[-1]), held[-1]
 
 
 def _stage_memory(peaks: Peaks, row: int) -> StageMemory:

@@ -51,10 +51,27 @@ def equal_stages(blocks: Sequence[BlockKind], num_stages: int) -> Stages | None:
 
 def balanced_stages(blocks: Sequence[BlockKind], times: BlockTimes, num_stages: int) -> Stages:
     """The least maximum over stages."""
-    found = balance([sum(times.of(kind)) for kind in blocks], num_stages)
+    found = capped_stages(blocks, times, [len(blocks)] * num_stages)
     if found is None:
         raise ValueError(f"{len(blocks)} blocks do not fill {num_stages} stages")
     return found
+
+
+def capped_stages(
+    blocks: Sequence[BlockKind], times: BlockTimes, most: Sequence[int]
+) -> Stages | None:
+    """The least maximum over stages of at most so many blocks each; None where they are too few."""
+    return balance([sum(times.of(kind)) for kind in blocks], len(most), most)
+
+
+def even_stages(num_layers: int, num_blocks: int, num_stages: int) -> Stages:
+    """Layers dealt out evenly, the first stages taking one more; what follows the layers goes to
+    the last."""
+    each, more = divmod(num_layers, num_stages)
+    ends = [0]
+    for stage in range(num_stages):
+        ends.append(max(ends[-1], 1) + each + (stage < more))
+    return tuple(pairwise([*ends[:-1], num_blocks]))
 
 
 def threshold_stages(costs: Sequence[float], num_stages: int) -> Stages:

@@ -1,8 +1,7 @@
 """Why a plan is what it is: each choice with the next best others, what limits it, what proves it.
 
 All figures are the plan's own. A value of an axis that the chosen layout does not have costs what
-the best simulated layout with it costs (`Plan.alternatives`, `Plan.frontier`), or what the search
-screened for it (`Plan.by_axis`, a closed form) where that is another, faster layout.
+the fastest simulated layout with it costs (`Plan.by_axis`, `alternatives`, `frontier`).
 """
 
 import math
@@ -27,8 +26,6 @@ _ALONE = {
 """Rules that look at one axis alone."""
 _COMPONENTS = ("compute", "p2p", "collective", "idle")
 _SHOWN = 3
-_SAME = 0.02
-"""Shares of a step that simulated and screened costs of one layout may differ by, about."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +35,6 @@ class Other:
     value: str
     cost: float | None
     """Its best layout's step over the chosen one's, less 1; None where it has none."""
-    simulated: bool = False
-    """Else screened."""
     why: str = ""
     """Why there is none."""
 
@@ -127,18 +122,17 @@ def compare(ours: Candidate, theirs: Candidate) -> dict[str, tuple[float, float]
 def _others(plan: Plan, axis: str) -> tuple[Other, ...]:
     """The next best other values, and what the neighbours that have none break."""
     chosen = value_of(plan.chosen.config, axis)
-    screened, simulated = plan.by_axis.get(axis, {}), _simulated(plan, axis)
     base = plan.chosen.cost.step_s
-    here = screened.get(chosen, base)
-    found = []
-    for value in sorted({*screened, *simulated} - {chosen}):
-        exact = simulated[value] / base - 1 if value in simulated else math.inf
-        rough = screened[value] / here - 1 if value in screened else math.inf
-        # Far below what was simulated, screening speaks of another layout, which was not.
-        known = exact <= rough + _SAME
-        found.append(Other(value=value, cost=exact if known else rough, simulated=known))
-    found.sort(key=lambda other: (other.cost, other.value))
-    return (*found[:_SHOWN], *_impossible(plan, axis, {chosen, *screened, *simulated}))
+    known = dict(_simulated(plan, axis))
+    for value, step_s in plan.by_axis.get(axis, {}).items():
+        known[value] = min(step_s, known.get(value, math.inf))
+    others = [
+        Other(value=value, cost=step_s / base - 1)
+        for value, step_s in known.items()
+        if value != chosen
+    ]
+    others.sort(key=lambda other: (other.cost, other.value))
+    return (*others[:_SHOWN], *_impossible(plan, axis, {chosen, *known}))
 
 
 def _simulated(plan: Plan, axis: str) -> dict[str, float]:

@@ -152,8 +152,8 @@ class Plan:
     frontier: tuple[Candidate, ...] = ()
     """Layouts that no other beats in both time and memory, the fastest first; `chosen` is one."""
     by_axis: dict[str, dict[str, Seconds]] = field(default_factory=dict)
-    """Axis -> value -> step of the best layout with that value that fits, screened (closed form).
-    Values without a layout that fits are left out."""
+    """Axis -> value -> simulated step of the layout with that value that the closed form ranks
+    first. Values whose layouts do not fit, or are far slower, are left out."""
     bound_s: Seconds = 0.0
     """No layout of the searched space is faster; 0 where nothing was searched."""
 

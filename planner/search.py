@@ -2,10 +2,10 @@
 
 Screening cuts a layout by its lower bound alone where that exceeds `WIDE` times the best closed
 form so far (a first pass over few layouts finds a good one), refuses what does not fit memory, and
-ranks the rest by the closed form. The nearest are simulated, in order of the closed form, while their
-bound is below the time of the worst layout shown, at most `MOST_SIMULATED` of them. Where that many
-were not needed, the result is that of simulating everything (tested against brute force); else the
-plan states the least bound of what was left, which no layout of the space can beat.
+ranks the rest by the closed form. The nearest are simulated, in that order, while their bound is
+below the time of the worst layout shown, at most `MOST_SIMULATED` of them. Where that many were not
+needed, the result is that of simulating everything (tested against brute force); else the plan
+states the least bound of what was left, which no layout of the space can beat.
 """
 
 from collections import Counter
@@ -69,7 +69,7 @@ def make_plan(model: ModelSpec, job: JobSpec, profile: Profile, options: SearchO
             simulated=simulated,
         ),
         frontier=_frontier(costs, found, chosen, options),
-        by_axis=found.by_axis(chosen.cost.step_s),
+        by_axis=_by_axis(costs, found, chosen, options),
         bound_s=min(least, chosen.cost.step_s),
     )
     return replace(plan, id=plan_id(plan))
@@ -108,17 +108,8 @@ class _Found:
     front: Layouts = field(default_factory=lambda: Layouts.concat([]))
     front_s: Floats = field(default_factory=lambda: np.empty(0))
     front_bytes: Floats = field(default_factory=lambda: np.empty(0))
-    axes: dict[str, dict[int, float]] = field(default_factory=dict)
-
-    def by_axis(self, chosen_s: float) -> dict[str, dict[str, float]]:
-        """Per axis and value, the best closed form; an axis of one value says nothing."""
-        table = {}
-        for axis, values in self.axes.items():
-            names = NAMES.get(axis)
-            near = {v: s for v, s in sorted(values.items()) if s <= WIDE * chosen_s}
-            if len(near) > 1:
-                table[axis] = {names[v] if names else str(v): float(s) for v, s in near.items()}
-        return table
+    axes: dict[str, dict[int, tuple[float, ParallelConfig]]] = field(default_factory=dict)
+    """Per axis and value, the best closed form and its layout."""
 
 
 def _chunks(costs: Costs, options: SearchOptions, broken: Counter[str]) -> Iterator[Layouts]:
@@ -178,13 +169,53 @@ def _take(found: _Found, costs: Costs, chunk: Layouts) -> None:
 
 
 def _note_axes(found: _Found, layouts: Layouts, step: Floats) -> None:
+    order = np.argsort(step, kind="stable")[::-1]
     for axis in _SPOKEN_AXES:
         values = _axis(layouts, axis)
-        table = np.full(int(values.max()) + 1, np.inf)
-        np.minimum.at(table, values, step)
+        first = np.full(int(values.max()) + 1, -1, dtype=np.int64)
+        first[values[order]] = order  # the last to write is the fastest
         known = found.axes.setdefault(axis, {})
-        for value in np.flatnonzero(np.isfinite(table)):
-            known[int(value)] = min(known.get(int(value), np.inf), float(table[value]))
+        for value in np.flatnonzero(first >= 0):
+            position = int(first[value])
+            seconds = float(step[position])
+            if int(value) not in known or seconds < known[int(value)][0]:
+                known[int(value)] = (seconds, layouts.config(position))
+
+
+def _by_axis(
+    costs: Costs, found: _Found, chosen: Candidate, options: SearchOptions
+) -> dict[str, dict[str, float]]:
+    """Per axis and value, the best layout's simulated step, where it is near the chosen one's."""
+    stages = pinned_stages(options)
+    cache: dict[ParallelConfig, float] = {chosen.config: chosen.cost.step_s}
+
+    def seconds(config: ParallelConfig) -> float:
+        if config not in cache:
+            prepared = costs.prepare(config, stages)
+            fits = prepared is not None and prepared.peak_bytes <= costs.capacity_bytes
+            cache[config] = (
+                simulate(prepared.program, prepared.sharing).step_s
+                if prepared is not None and fits
+                else float("inf")
+            )
+        return max(cache[config], chosen.cost.step_s)
+
+    table: dict[str, dict[str, float]] = {}
+    for axis, values in found.axes.items():
+        names, own = NAMES.get(axis), _value(chosen.config, axis)
+        near = {v: c for v, (s, c) in sorted(values.items()) if s <= WIDE * chosen.cost.step_s}
+        if len(near) < 2:
+            continue
+        row = {
+            (names[v] if names else str(v)): chosen.cost.step_s if v == own else seconds(c)
+            for v, c in near.items()
+        }
+        table[axis] = {name: s for name, s in row.items() if s < float("inf")}
+    return table
+
+
+def _value(config: ParallelConfig, axis: str) -> int:
+    return int(_axis(Layouts.from_configs([config]), axis)[0])
 
 
 def _axis(layouts: Layouts, axis: str) -> np.ndarray:

@@ -16,19 +16,23 @@ STEPS = 48
 """Halvings of the interval: more than the bits of its relative precision in practice."""
 
 
-def balance(costs: Sequence[float], num_runs: int) -> Stages | None:
-    """Runs [first, end), none empty; None where there are fewer items than runs."""
-    if len(costs) < num_runs:
+def balance(
+    costs: Sequence[float], num_runs: int, most: Sequence[int] | None = None
+) -> Stages | None:
+    """Runs [first, end), none empty, of at most `most[run]` items each; None where there are fewer
+    items than runs, or more than `most` allows."""
+    caps = [len(costs)] * num_runs if most is None else [min(n, len(costs)) for n in most]
+    if len(costs) < num_runs or sum(caps) < len(costs) or min(caps) < 1:
         return None
     sums = [0.0, *accumulate(costs)]
     low, high = max(max(costs), sums[-1] / num_runs), sums[-1]
-    best = _packed(sums, num_runs, high)
-    quick = _packed(sums, num_runs, low * (1 + 1e-12))
+    best = _packed(sums, caps, high)
+    quick = _packed(sums, caps, low * (1 + 1e-12))
     if quick is not None:
         return quick
     for _ in range(STEPS):
         middle = (low + high) / 2
-        found = _packed(sums, num_runs, middle * (1 + 1e-12))
+        found = _packed(sums, caps, middle * (1 + 1e-12))
         if found is None:
             low = middle
         else:
@@ -38,14 +42,14 @@ def balance(costs: Sequence[float], num_runs: int) -> Stages | None:
     return best
 
 
-def _packed(sums: Sequence[float], num_runs: int, limit: float) -> Stages | None:
+def _packed(sums: Sequence[float], caps: Sequence[int], limit: float) -> Stages | None:
     """Runs of at most `limit`, as full as can be from the right; None where they need more."""
     runs, end = [], len(sums) - 1
-    for left in range(num_runs - 1, -1, -1):
-        first = max(bisect_left(sums, sums[end] - limit * (1 + 1e-15)), left)
-        if left == 0:
-            first = 0
-        if first >= end or sums[end] - sums[first] > limit * (1 + 1e-9):
+    for left in range(len(caps) - 1, -1, -1):
+        full = bisect_left(sums, sums[end] - limit * (1 + 1e-15))
+        first = max(full, left, end - caps[left]) if left else 0
+        over = sums[end] - sums[first] > limit * (1 + 1e-9) or end - first > caps[left]
+        if first >= end or over:
             return None
         runs.append((first, end))
         end = first

@@ -139,7 +139,12 @@ def split_lines(candidate: Candidate) -> list[str]:
 def rejected_lines(plan: Plan) -> list[str]:
     """Rejections by rule, the most frequent first."""
     items = sorted(plan.counts.rejected.items(), key=lambda x: (-x[1], x[0]))
-    return [f"  {n:>7,}  {rule:<13} {SENTENCES.get(rule, '')}" for rule, n in items]
+    lines = []
+    for n, rule in ((n, rule) for rule, n in items):
+        first, *more = textwrap.wrap(SENTENCES.get(rule, ""), 44) or [""]
+        lines.append(f"  {n:>11,}  {rule:<20} {first}".rstrip())
+        lines += [f"{'':36}{line}" for line in more]
+    return lines
 
 
 def proof(plan: Plan) -> str:

@@ -20,8 +20,6 @@ def reason_lines(explained: Explanation) -> list[str]:
         others = others_words(reason)
         if others:
             lines += _entry("", others)
-    if any(o.cost is not None and not o.simulated for r in explained.reasons for o in r.others):
-        lines += ["", "  ~ screened by a closed form, not simulated"]
     lines += ["", "Limits"]
     for name, text in explained.limits.items():
         lines += _entry(name, text)
@@ -32,7 +30,7 @@ def reason_lines(explained: Explanation) -> list[str]:
 
 
 def others_words(reason: Reason) -> str:
-    """`instead 4: +3.1%, 2: ~+9.0%; 16: no layout fits`."""
+    """`instead 4: +3.1%, 2: +9.0%; 16: no layout fits`."""
     if reason.pinned and not reason.others:
         return "the only value that --pin allows"
     cost = [other_words(o) for o in reason.others if o.cost is not None]
@@ -42,9 +40,8 @@ def others_words(reason: Reason) -> str:
 
 
 def other_words(other: Other) -> str:
-    """`4: +3.1%`; screened costs carry a tilde."""
-    cost = f"{other.cost or 0.0:+.1%}"
-    return f"{other.value}: {'' if other.simulated else '~'}{cost}"
+    """`4: +3.1%`."""
+    return f"{other.value}: {other.cost or 0.0:+.1%}"
 
 
 def _entry(label: str, text: str, indent: int = _LABEL) -> list[str]:

@@ -106,10 +106,6 @@ def _why(explained: Explanation) -> Html:
         Html(el("dt", name) + el("dd", words)) for name, words in explained.limits.items()
     )
     proof = el("ul", *(el("li", words) for words in explained.proof))
-    screened = any(
-        o.cost is not None and not o.simulated for r in explained.reasons for o in r.others
-    )
-    note = "~ marks a cost that was screened by a closed form, not simulated." if screened else ""
     return section(
         "Why this layout",
         el("dl", choices, class_="why"),
@@ -117,7 +113,6 @@ def _why(explained: Explanation) -> Html:
            el("div", el("h3", "What limits it"), el("dl", limits, class_="why")),
            el("div", el("h3", "How sure it is"), proof),
            class_="pair"),
-        note=note,
         id_="why",
     )  # fmt: skip
 

@@ -40,13 +40,23 @@ def stream_s(hw: Machine, c: Constants, num_bytes: Num) -> Num:
 
 
 def attention_s(
-    shape: Shape, hw: Machine, sw: Software, c: Constants, tokens: Num, heads: Num
+    shape: Shape,
+    hw: Machine,
+    sw: Software,
+    c: Constants,
+    tokens: Num,
+    heads: Num,
+    pieces: Num = 1.0,
 ) -> tuple[Num, Num]:
-    """(forward, backward) of scores and values of `tokens` tokens and `heads` heads of one rank."""
+    """(forward, backward) of scores and values of `tokens` tokens and `heads` heads of one rank.
+
+    A ring over `pieces` ranks attends to one of their shares of the keys at a time, each in a
+    kernel of its own.
+    """
     flops = 2.0 * tokens * shape.context * heads * (shape.qk_dim + shape.v_dim)
     flash = (
         flops / (hw.peak * c.attention_efficiency)
-        * (1 + c.attention_length / shape.seq_len) * (1 + c.attention_width / shape.qk_dim)
+        * (1 + c.attention_length * pieces / shape.seq_len) * (1 + c.attention_width / shape.qk_dim)
     )  # fmt: skip
     # Without one kernel the whole square is computed; tensor cores want multiples of 8 elements.
     odd = np.where(np.mod(shape.qk_dim, 8) == 0, 1.0, c.misaligned)

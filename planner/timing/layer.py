@@ -88,7 +88,7 @@ def _mixer(
     h, tp = shape.hidden, split.tp
     heads = shape.heads / tp
     q, kv = heads * shape.qk_dim, np.maximum(shape.kv_heads / tp, 1.0)
-    wide = q + kv * (shape.qk_dim + shape.v_dim)
+    wide = (1 + shape.q_gates) * q + kv * (shape.qk_dim + shape.v_dim)
     plain = matrix_s(hw, c, tokens, wide, h)
     latent = shape.kv_lora > 0
     if np.any(latent):
@@ -102,10 +102,10 @@ def _mixer(
         plain = np.where(latent, down + up, plain)
     products = plain + matrix_s(hw, c, tokens, h, heads * shape.v_dim)
     share = shape.linear_share
-    forward, backward = attention_s(shape, hw, sw, c, tokens, heads)
+    forward, backward = attention_s(shape, hw, sw, c, tokens, heads, _pieces(split))
     if np.any(share):
-        inner = shape.linear_inner / tp
-        linear = matrix_s(hw, c, tokens, 2 * inner, h) + matrix_s(hw, c, tokens, h, inner / 2)
+        out = shape.linear_out / tp
+        linear = matrix_s(hw, c, tokens, shape.linear_in / tp, h) + matrix_s(hw, c, tokens, h, out)
         products = (1 - share) * products + share * linear
         # The chunked delta rule computes about four products of the state's size per token.
         state = 8.0 * tokens * shape.linear_state / tp / (hw.peak * c.attention_efficiency)
@@ -121,6 +121,13 @@ def _mixer(
         expert=0.0,
         ops=c.dense_ops,
     )
+
+
+def _pieces(split: Split) -> Num:
+    """Shares of the keys that a rank attends to one after another."""
+    method = split.cp_method
+    ring = np.where(method == HYBRID, split.cp / split.cp_heads, split.cp)
+    return np.where((method == RING) | (method == HYBRID), ring, 1.0)
 
 
 def _with_ffn(

@@ -30,6 +30,8 @@ class Shape:
     kv_heads: Num
     qk_dim: Num
     """Width of a q or k head, rotary part included."""
+    q_gates: Num
+    """1: the q projection gives a gate of the size of q as well."""
     v_dim: Num
     q_lora: Num
     kv_lora: Num
@@ -48,8 +50,10 @@ class Shape:
     """Tokens that a token attends to, mean over tokens and layers; linear layers count 0."""
     linear_share: Num
     """Share of the layers with linear attention."""
-    linear_inner: Num
-    """Keys + values of such a layer, all heads."""
+    linear_in: Num
+    """Outputs of such a layer's first product: queries, keys, values and gates of all heads."""
+    linear_out: Num
+    """Values of such a layer, all heads."""
     linear_state: Num
     """Key width * value width * value heads of such a layer."""
     mtp: Num

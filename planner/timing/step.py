@@ -6,13 +6,15 @@ A pipeline of p ranks with v stages each works m micro-batches:
     bubble, of one chunk's mean f, i (input) and w (weight) seconds:
         gpipe, 1f1b, interleaved   (p - 1) * (f + i + w)      (Narayanan et al. 2021, 2.2)
         zero_bubble                (p - 1) * max(f, i, f + i - w)      (Qi et al. 2023)
-        zbv, dualpipev             (p - 1) * f
+        zbv                        (p - 1) * max(f, i)                 (Qi et al. 2024)
+        dualpipev                  (p - 1) * max(f, f + i - w)         (DeepSeek-AI 2025)
     never less than one micro-batch through all stages and back, and the others after it:
         (p * v + m - 1) * (f + i + w) of a chunk, which is what few micro-batches leave of vpp
 
-The reduction of gradients hides behind one backward as far as `covered_reduction` says; with ZeRO-3
-each layer is gathered before its forward and its backward and its gradients are scattered, beside
-the computation. `planner.simulate` answers for the layouts that remain; this ranks the rest.
+The reduction of gradients hides behind one backward as far as `covered_reduction` says; with ZeRO-2
+they are scattered after every micro-batch, and with ZeRO-3 each layer is also gathered before its
+forward and its backward, beside the computation. `planner.simulate` answers for the layouts that
+remain; this ranks the rest.
 """
 
 from dataclasses import dataclass
@@ -69,14 +71,14 @@ def rank_params(shape: Shape, split: Split) -> Params:
     """Parameters that a rank holds before ZeRO shards them; norms and biases left out."""
     h = shape.hidden
     q = shape.heads * shape.qk_dim
-    plain = h * (q + shape.kv_heads * (shape.qk_dim + shape.v_dim))
+    plain = h * ((1 + shape.q_gates) * q + shape.kv_heads * (shape.qk_dim + shape.v_dim))
     q_in = np.where(shape.q_lora > 0, shape.q_lora, h)
     latent = (
         h * (shape.q_lora + shape.kv_lora + shape.rope_dim) + q_in * q
         + shape.kv_lora * shape.heads * (shape.qk_dim - shape.rope_dim + shape.v_dim)
     )  # fmt: skip
     mixer = np.where(shape.kv_lora > 0, latent, plain) + shape.heads * shape.v_dim * h
-    linear = 2.5 * h * shape.linear_inner
+    linear = h * (shape.linear_in + shape.linear_out)
     mixer = (1 - shape.linear_share) * mixer + shape.linear_share * linear
     matrices = (2 + shape.gated) * h
     dense_share = 1 - shape.num_moe / shape.num_layers
@@ -165,14 +167,16 @@ def _mean_layer(shape: Shape, dense: Layer, moe: Layer) -> tuple[Num, Num, Num]:
 def _bubble(split: Split, f: Num, i: Num, w: Num) -> Num:
     plain = f + i + w
     split_backward = np.maximum(np.maximum(f, i), f + i - w)
-    v_shaped = (split.schedule == V_SHAPED[0]) | (split.schedule == V_SHAPED[1])
-    return np.where(v_shaped, f, np.where(split.schedule == ZERO_BUBBLE, split_backward, plain))
+    zbv, dual = (split.schedule == code for code in V_SHAPED)
+    kept = np.where(split.schedule == ZERO_BUBBLE, split_backward, plain)
+    return np.where(zbv, np.maximum(f, i), np.where(dual, np.maximum(f, f + i - w), kept))
 
 
 def _late_weights(split: Split, w: Num) -> Num:
-    """Weight gradients that a schedule does not let the chain of a micro-batch wait for."""
+    """Weight gradients that a schedule does not let the chain of a micro-batch wait for: its own,
+    and in a zero bubble those with which a rank fills the wait."""
     v_shaped = (split.schedule == V_SHAPED[0]) | (split.schedule == V_SHAPED[1])
-    return np.where(v_shaped | (split.schedule == ZERO_BUBBLE), w, 0.0)
+    return np.where(split.schedule == ZERO_BUBBLE, 2 * w, np.where(v_shaped, w, 0.0))
 
 
 def _slowest_rank(shape: Shape, split: Split, sw: Software, layer: Num, head: Num) -> Num:
@@ -222,10 +226,9 @@ def _reduction_s(
     gather = collective_s(hw, c, hw.element_bytes * params.dense, shards, tp)
     inner = split.ep * split.etp
     experts = split.expert_data_ranks
-    moe = collective_s(hw, c, GRAD_BYTES * params.experts, experts, inner)
+    reduced = collective_s(hw, c, GRAD_BYTES * params.experts, experts, inner)
     back = np.where(zero, hw.element_bytes, GRAD_BYTES) * params.experts
-    moe = moe + collective_s(hw, c, back, experts, inner)
-    once = scatter + across + gather + moe
+    once = scatter + across + gather + reduced + collective_s(hw, c, back, experts, inner)
     left = np.maximum(once - c.covered_reduction * b, c.least_reduction * once)
     weights = hw.element_bytes * params.dense
     own = hw.element_bytes * params.experts
@@ -238,10 +241,15 @@ def _reduction_s(
     sharded = (
         m * each + 2 * fetch / layers + across * (1 - 0.5 * np.minimum(c.covered_reduction, 1))
     )
-    full = split.zero >= 3
-    exposed = np.where(data > 1, np.where(full, sharded, left), 0.0)
-    total = np.where(data > 1, np.where(full, 3 * m * fetch + across, once), 0.0)
-    return total, exposed
+    # ZeRO-2 keeps a shard of the gradients alone: it scatters them after every micro-batch.
+    often = scatter + reduced
+    rest = once - often
+    scattered = m * np.maximum(often - c.covered_gather * b, c.least_reduction * often / layers)
+    scattered = scattered + np.maximum(rest - c.covered_reduction * b, c.least_reduction * rest)
+    full, second = split.zero >= 3, split.zero == 2
+    exposed = np.where(full, sharded, np.where(second, scattered, left))
+    total = np.where(full, 3 * m * fetch + across, np.where(second, m * often + rest, once))
+    return np.where(data > 1, total, 0.0), np.where(data > 1, exposed, 0.0)
 
 
 def _update_s(split: Split, hw: Machine, c: Constants, params: Params) -> Num:

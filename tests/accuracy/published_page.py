@@ -349,8 +349,8 @@ def constants_section(constants: Sequence[Constant]) -> str:
     lead = (
         "`name[member]` is the constant for one device, network, kernel or software. The range "
         "holds 95 % of what prior and runs leave possible; `of prior` is its width, in logarithms, "
-        f"as a share of the prior's. {alone} of {len(constants)} are the prior alone: these runs do "
-        f"not identify them (at least {IDENTIFIED:.0%} of the prior's width is left)."
+        f"as a share of the prior's. {alone} of {len(constants)} are the prior alone: at least "
+        f"{IDENTIFIED:.0%} of its width is left, so these runs do not identify them."
     )
     head = ("constant", "value", "95 % range", "of prior", "meaning")
     return f"## Fitted constants\n\n{lead}\n\n{table(head, rows)}"

@@ -133,10 +133,10 @@ def test_a_cluster_file_names_its_line(meshwright, tmp_path):
 
 
 def test_unknown_model_family_is_refused_by_name(meshwright, tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
     result = meshwright("plan", "-m", tmp_path, "-c", "h100-1x8")
     assert result.code == 1
-    assert "`gpt2`" in result.err
+    assert "`mamba`" in result.err
 
 
 def test_edited_truncated_and_foreign_plans(meshwright, planned, tmp_path):

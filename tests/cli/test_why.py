@@ -60,8 +60,7 @@ def test_why_as_json(meshwright, saved):
     assert (first["axis"], first["value"]) == ("tp", "8")
     assert first["others"][0] == {
         "value": "4",
-        "cost": pytest.approx(0.0314, abs=1e-4),
-        "simulated": True,
+        "cost": pytest.approx(0.0257, abs=1e-4),
         "why": "",
     }
     assert set(document["limits"]) == {"memory", "time", "bubble", "link"}

@@ -1,25 +1,15 @@
 """Rows of published runs: what each column means, what is assumed, and why a row is refused."""
 
-import math
-
-import numpy as np
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
 
 from launch.published.cells import UnusableRowError, count, extends, number, shown, size_in, yes
-from launch.published.runs import read_and_predict, read_runs, run_of, score_rows
-from launch.published.table import COLUMNS
+from launch.published.runs import run_of, score_rows
 from planner.peak import RECIPES
 from planner.predict import predict_peaks, predict_steps
 from profiler.catalog.load import load_device, load_model
-from tests.fuzz import fuzz
+from tests.unit.published import PLAIN, refusal
 
 GIB = 2.0**30
-PLAIN = {
-    "model": "toy", "layers": "8", "hidden": "1024", "heads": "16", "seq_len": "2048",
-    "gpu": "H100", "n_gpus": "8", "gbs": "64", "mbs": "2", "tp": "2", "pp": "2", "step_s": "1.5",
-}  # fmt: skip
 
 
 def run(**given):
@@ -29,9 +19,7 @@ def run(**given):
 
 def why(**given):
     """Why a row is refused."""
-    with pytest.raises(UnusableRowError) as caught:
-        run_of({**PLAIN, **given})
-    return str(caught.value)
+    return refusal(given)
 
 
 def test_a_plain_row_and_what_is_assumed():
@@ -216,8 +204,10 @@ def test_recomputation_in_words(text, full, matrix, stated):
 
 
 def test_precision_in_words():
-    words = {"": "bf16", "BF16": "bf16", "amp_bf16 / FSDP": "bf16", "mixed precision (fp16)": "fp16",
-             "FP8-CS": "fp8", "MXFP8": "fp8", "FP8 (Float8 nn.Linear)": "fp8", "fp32": "fp32"}  # fmt: skip
+    words = {
+        "": "bf16", "BF16": "bf16", "amp_bf16 / FSDP": "bf16", "mixed precision (fp16)": "fp16",
+        "FP8-CS": "fp8", "MXFP8": "fp8", "FP8 (Float8 nn.Linear)": "fp8", "fp32": "fp32",
+    }  # fmt: skip
     for text, precision in words.items():
         assert run(precision=text).job.precision == precision, text
     assert run(precision="NVFP4", gpu="B200").job.precision == "fp4"
@@ -232,10 +222,11 @@ def test_precision_in_words():
 @pytest.mark.parametrize(
     ("text", "framework", "zero", "shard"),
     [
-        ("", "", 1, 16), ("", "nanotron", 0, 1), ("ZeRO-0", "", 0, 1), ("ZeRO-1", "nanotron", 1, 16),
+        ("", "", 1, 16), ("", "nanotron", 0, 1), ("ZeRO-0", "", 0, 1),
+        ("ZeRO-1", "nanotron", 1, 16), ("FSDP=16", "jax", 3, 16),
         ("ZeRO-1 group 8", "InternEvo", 1, 8), ("ZeRO-1 over all DP", "", 1, 16),
         ("ZeRO-3", "", 3, 16), ("FSDP FULL_SHARD", "Composer", 3, 16), ("FSDP(shard=8)", "", 3, 8),
-        ("FSDP2 16", "torchtitan", 3, 16), ("FSDP 4", "torchtitan", 3, 4), ("FSDP=16", "jax", 3, 16),
+        ("FSDP2 16", "torchtitan", 3, 16), ("FSDP 4", "torchtitan", 3, 4),
         ("FSDP=0", "", 1, 16), ("FSDP=0", "jax", 0, 1), ("FSDP+DP (title)", "jax", 3, 16),
         ("ici_FSDP=8,dcn_FSDP=2,dcn_DP=1", "jax", 3, 16), ("ici_FSDP=8,dcn_FSDP=1", "jax", 3, 8),
         ("DDP (no FSDP); distributed-optimizer not stated", "", 1, 16),
@@ -268,14 +259,17 @@ def test_layouts():
         ({"gbs": "10000000", "mbs": "1", "layers": "80", "pp": "8", "tp": "1"},
          "too many micro-batches to simulate: 80,000,000 with all stages"),
         ({"n_gpus": ""}, "no `n_gpus`"), ({"gbs": ""}, "no `gbs`"), ({"mbs": ""}, "no `mbs`"),
-        ({"seq_len": ""}, "no `seq_len`"), ({"gated": "maybe"}, "`gated` is neither y nor n: maybe"),
+        ({"seq_len": ""}, "no `seq_len`"),
+        ({"gated": "maybe"}, "`gated` is neither y nor n: maybe"),
         ({"tp": "two"}, "`tp` is no number: two"), ({"tp": "-2"}, "`tp` is no number: -2"),
         ({"tp": "nan"}, "`tp` is no number: nan"), ({"tp": "inf"}, "`tp` is no number: inf"),
-        ({"tp": "0"}, "`tp` is no whole number above 0: 0"), ({"seq_len": "0.5"},
-         "`seq_len` is no whole number above 0: 0.5"), ({"heads": "1e30"}, "`heads` is too large: 1e30"),
+        ({"tp": "0"}, "`tp` is no whole number above 0: 0"),
+        ({"seq_len": "0.5"}, "`seq_len` is no whole number above 0: 0.5"),
+        ({"heads": "1e30"}, "`heads` is too large: 1e30"),
         ({"hidden": "1" + "0" * 400}, f"`hidden` is too large: 1{'0' * 29}..."),
         ({"layers": "99999"}, "`layers` is too large: 99999"),
-        ({"step_s": "0"}, "`step_s` is not above 0: 0"), ({"step_s": "-1"}, "`step_s` is no number: -1"),
+        ({"step_s": "0"}, "`step_s` is not above 0: 0"),
+        ({"step_s": "-1"}, "`step_s` is no number: -1"),
         ({"tok_s_gpu": "inf"}, "`tok_s_gpu` is no number: inf"),
         ({"peak_mem_gib": "1e-300"}, "`peak_mem_gib` is not above 0: 1e-300"),
     ],
@@ -338,65 +332,6 @@ def test_micro_batches_need_not_divide():
     assert low < mid < high
 
 
-# Tables
-
-
-def table(tmp_path, *rows):
-    path = tmp_path / "runs.csv"
-    lines = [",".join(PLAIN) + ",features,recompute,row_id"]
-    for n, given in enumerate(rows):
-        cells = {**PLAIN, "features": "", "recompute": "", "row_id": f"r{n}", **given}
-        lines.append(",".join(f'"{v}"' for v in cells.values()))
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
-
-
-def test_bad_rows_are_left_out_with_their_reasons(tmp_path):
-    path = table(tmp_path, {}, {"tp": "3"}, {"gpu": "H1000"}, {"step_s": ""}, {"gbs": "x"})
-    runs, left_out, _ = read_runs(path)
-    assert [r.cells["row_id"] for r in runs] == ["r0"]
-    assert [(u.row_id, u.reason.split(":")[0], u.complete) for u in left_out] == [
-        ("r1", "contradiction", False),
-        ("r2", "no such GPU in the catalogue", True),
-        ("r3", "no measurement", False),
-        ("r4", "`gbs` is no number", False),
-    ]
-
-
-def test_features_that_nothing_understands_are_counted(tmp_path):
-    odd = {"features": "torch.compile; warp_drive=9"}
-    path = table(tmp_path, odd, odd, {"recompute": "selective: moe_act"}, {**odd, "tp": "3"}, {})
-    _, _, unknown = read_runs(path)
-    assert unknown == {"warp_drive=9": 2, "recompute selective: moe_act": 1}
-    rows, left_out, notes = read_and_predict(path, ("model",), None, lambda *_: None)
-    assert (len(rows), len(left_out)) == (4, 1)
-    assert notes == [
-        "feature `recompute selective: moe_act` is not understood: 1 row is predicted without it",
-        "feature `warp_drive=9` is not understood: 2 rows are predicted without it",
-    ]
-
-
-def test_failed_runs_are_predicted_or_named(tmp_path):
-    path = table(tmp_path, {})
-    text = (
-        path.read_text().replace("row_id\n", "row_id,framework\n").replace('"r0"', '"r0",nanotron')
-    )
-    path.write_text(text)
-    size = read_runs(path)[0][0].run.model.num_params / 1e9
-    failed = tmp_path / "failed.csv"
-    failed.write_text(
-        "model_size_b,n_gpus,gbs,mbs,tp,pp,dp,zero\n"
-        f"{size},8,64,2,1,1,8,1\n{size},8,64,2,3,1,8,1\n70,8,64,2,1,1,8,1\nx,8,64,2,1,1,8,1\n"
-    )
-    rows, _, notes = read_and_predict(path, ("model",), failed, lambda *_: None)
-    assert [(r.row_id, r.failed, r.fits) for r in rows[1:]] == [("failed line 2", True, True)]
-    assert notes == [
-        "failed.csv: 1 row is left out: `model_size_b` is no number",
-        "failed.csv: 1 row is left out: contradiction",
-        "failed.csv: 1 row is left out: no nanotron run of a model of that size",
-    ]
-
-
 # Cells
 
 
@@ -427,69 +362,3 @@ def test_words():
     assert extends("llama38b12layers", "llama38b")
     assert not extends("a1000", "a100")
     assert shown("a\x00b\u202e" + "x" * 40) == "a\\x00b\\u202e" + "x" * 26 + "..."
-
-
-# Anything at all
-
-_ODD = st.sampled_from([
-    "", "0", "1", "2", "3", "8", "64", "2048", "-1", "nan", "inf", "1e400", "9" * 400, "1" + "0" * 5000,
-    "0.5", "1e-9", "~250k", "y", "n", "H100", "A100", "llama3-8b", "gpt-oss-120b", "deepseek-v3",
-    "Mixtral 8x7B", "GPT 200B", "99999999B", "nanotron", "MaxText", "FP8", "fp32", "ZeRO-1 group 8",
-    "FSDP 0", "ici_FSDP=0", "ZeRO-٣", "MLA kv_lora 512 qk 128+64 v 128", "sliding window 9 every other",
-    "MLA kv_lora ٣ qk 1+1 v 1", "full", "selective op", "full/block:9 layers per stage", "0 Gbps",
-    "99999999999999 Gbps", "٣ x 100 Gbps", "efa", "26.08", "hover", "smi", "reserved", "𝟜", "\ud7ff\u202e",
-    "cuda_graph_impl=full_iteration; moe_a2a_overlap=True", "cpu_offloading_num_layers=1",
-])  # fmt: skip
-_CELL = st.one_of(_ODD, st.integers(1, 2**12).map(str), st.text(max_size=12))
-_POWER = st.integers(0, 6).map(lambda n: str(2**n))
-_LIKELY = st.fixed_dictionaries(
-    {"n_gpus": st.integers(0, 10).map(lambda n: str(2**n)), "gbs": st.integers(1, 4096).map(str)},
-    optional={
-        **dict.fromkeys(("tp", "pp", "vp", "cp", "ep", "etp", "mbs"), _POWER),
-        "layers": st.integers(1, 64).map(str), "heads": _POWER, "kv_heads": _POWER,
-        "n_experts": _POWER, "topk": _POWER, "model": _ODD, "framework": _ODD, "dp_shard": _ODD,
-        "gpus_per_node": _POWER, "recompute": _ODD, "features": _ODD, "inter_link": _ODD,
-        "peak_mem_gib": st.just("10"), "mem_definition": _ODD, "attn": _ODD, "precision": _ODD,
-    },
-)  # fmt: skip
-
-
-def predicts_or_refuses(cells):
-    """A row is refused with a reason of one line, or all its predictions are numbers above 0."""
-    try:
-        published = run_of(cells)
-    except UnusableRowError as e:
-        assert str(e)
-        assert len(str(e)) < 250
-        assert str(e).isprintable()
-        return
-    (row,) = score_rows([published], ("model",))
-    (seconds, parts), = predict_steps([published.run])  # fmt: skip
-    assert math.isfinite(seconds)
-    assert seconds > 0
-    assert all(math.isfinite(v) and v >= 0 for v in parts.values())
-    assert sum(parts.values()) == pytest.approx(seconds)
-    assert row.predicted_peak_gib is None or 0 < row.predicted_peak_gib < math.inf
-    peaks = predict_peaks(published.run)
-    assert np.all(np.isfinite(peaks.allocated))
-
-
-@fuzz
-@given(st.dictionaries(st.sampled_from(COLUMNS), _CELL, max_size=12))
-@example({"n_gpus": "1" + "0" * 400})
-@example({"model": "9" * 400 + "B", "layers": ""})
-def test_any_cells(given_cells):
-    predicts_or_refuses({**PLAIN, **given_cells})
-
-
-@fuzz
-@given(_LIKELY)
-def test_any_layout(given_cells):
-    predicts_or_refuses({**PLAIN, **given_cells})
-
-
-def test_rows_of_one_table_do_not_depend_on_each_other():
-    rows = [run_of({**PLAIN, **g}) for g in ({}, {"n_experts": "8", "ep": "2"}, {"vp": "2"})]
-    together = [s for s, _ in predict_steps([r.run for r in rows])]
-    alone = [predict_steps([r.run])[0][0] for r in rows]
-    assert together == pytest.approx(alone, rel=1e-12)
