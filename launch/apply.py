@@ -20,7 +20,7 @@ from launch.artifact import is_folder, read_plan, write_atomic
 from launch.checkpoints import find_checkpoint, step_of
 from launch.collect import OBSERVED_NAME, STATUS_NAME, collect
 from launch.faults import first_fault
-from launch.framework.native import check_runnable, command
+from launch.framework.native import check_runnable, command, nodes_of
 from launch.observed import Observed, State
 from launch.recipe import FILE_NAME, Recipe
 from launch.scheduler import local
@@ -55,19 +55,19 @@ class Status:
 def check_here(plan: Plan, *, any_host: bool) -> None:
     """Raise `UserError` (stale) where this machine is not what the plan was made for."""
     check_runnable(plan)
-    node = plan.cluster.uniform
+    node, (num_nodes, per_node) = plan.cluster.uniform, nodes_of(plan)
     hint = "plan for this machine: `meshwright profile`, then `meshwright plan --profile`"
-    if node.num_nodes > 1:
+    if num_nodes > 1:
         raise UserError(
-            f"plan `{plan.id}` is for {node.num_nodes} nodes; `launch` runs on one",
+            f"plan `{plan.id}` is for {num_nodes} nodes; `launch` runs on one",
             hint="`--prepare` makes the run's folder and prints the command to start on each node",
             kind="stale",
         )
     if not node.device.is_host:
         found = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
-        if found < node.devices_per_node:
+        if found < per_node:
             raise UserError(
-                f"plan `{plan.id}` is stale: it was made for {node.devices_per_node} x "
+                f"plan `{plan.id}` is stale: it was made for {per_node} x "
                 f"{node.device.name}, this machine has {found} GPUs",
                 hint=hint,
                 kind="stale",

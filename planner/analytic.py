@@ -7,6 +7,7 @@ of the rest.
 """
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +22,7 @@ from planner.chain import (
     program_of,
 )
 from planner.config import ParallelConfig, Placement
-from planner.layouts import Ints, Layouts
+from planner.layouts import Ints, Layouts, is_one_of
 from planner.peak import RECIPES, Peaks, Recipe, stage_peaks
 from planner.plan import StageMemory
 from planner.predict import memory_degrees, sizes_of, terms_of_step
@@ -31,15 +32,16 @@ from planner.rules import ConfigRule
 from planner.schedules import stage_owner
 from planner.timing.inputs import constants_of, machine_of, plan_software, shape_of, split_of
 from planner.timing.layer import Layer, layer_times
-from planner.timing.quantities import Array, Num, rows
+from planner.timing.quantities import Array, Machine, Num, rows
+from planner.timing.quantities import Software as TimedSoftware
 from planner.timing.step import Step, compose, head_s, step_times
 from profiler.job import JobSpec
 from profiler.model import ModelSpec
-from profiler.profile import Profile
+from profiler.profile import Profile, Software
 from solvers.partition import Stages
 
 _KEY = ("tp", "cp", "cp_method", "cp_heads", "ep", "etp", "micro_batch", "recompute")
-"""What the time of a layer depends on; and whether there is a pipeline."""
+"""What the time of a layer depends on; and whether there is a pipeline, and several nodes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,26 @@ class _Timed:
 
     dense: Layer
     moe: Layer
+
+
+def software_coverage(only: Mapping[str, Sequence[str]]) -> Coverage:
+    """Values of the axes that a software has; numbers are numbers."""
+    return Coverage(
+        {
+            axis: frozenset(int(v) if v.isdigit() else v for v in values)
+            for axis, values in only.items()
+        }
+    )
+
+
+def timed_software(software: Software) -> TimedSoftware:
+    """A profile's software as the time model takes it."""
+    return plan_software(
+        flash=software.kernel != "none",
+        sequence_parallel=software.sequence_parallel,
+        stalls=software.stalls,
+        reduce_bytes=software.reduce_bytes,
+    )
 
 
 class AnalyticCosts:
@@ -63,18 +85,15 @@ class AnalyticCosts:
         self._recipe: Recipe = RECIPES[software.recipe]
         self._shape = shape_of(model, job.seq_len)
         self._machine = machine_of(self.node, profile.cluster.num_devices, job.precision)
-        self._software = plan_software(
-            flash=software.kernel != "none",
-            sequence_parallel=software.sequence_parallel,
-            stalls=software.stalls,
-        )
+        self._software = timed_software(software)
         self._constants = constants_of(profile.constants)
         self._sizes = sizes_of(model, job.seq_len)
 
     @property
     def coverage(self) -> Coverage:
-        """All."""
-        return Coverage()
+        """What the software has."""
+        software = self.profile.software
+        return software_coverage(software.only if software else {})
 
     @property
     def rules(self) -> tuple[ConfigRule, ...]:
@@ -88,22 +107,29 @@ class AnalyticCosts:
 
     def screen(self, layouts: Layouts, cut_s: float) -> Screened:
         """See `planner.prepared.Costs`."""
-        code, unique = _distinct(layouts)
+        code, unique = _distinct(layouts, self.node.devices_per_node)
         timed = self._layers(layouts.take(unique))
         bound = self._bounds(layouts, timed, code)
         kept = np.flatnonzero(bound <= cut_s)
         num_cut = len(layouts) - len(kept)
         least = float(bound[bound > cut_s].min()) if num_cut else float("inf")
         few, code = layouts.take(kept), code[kept]
-        peaks, uneven = self._room(few, timed, code)
-        fits = np.isfinite(uneven)
-        few, code, kept, uneven = few.take(fits), code[fits], kept[fits], uneven[fits]
+        peaks, most = self._room(few, timed, code)
+        fits = np.isfinite(most)
+        few, code, kept, most = few.take(fits), code[fits], kept[fits], most[fits]
         step = self._steps(few, timed, code)
-        waits = few.num_microbatches(self.job) * step.most_s * (uneven - 1) * self._late
+        m = few.num_microbatches(self.job)
+        layer = (step.bound_s * few.pp / m - step.head_s) / self._shape.num_layers
+        late = self._late(few)
+        waits = m * np.maximum(most * layer - step.most_s, 0.0) * late
+        held_up = step.exposed_send_s - 2 * step.send_s * (few.pp - 1)
+        busy = (step.bound_s + held_up) * late + step.base_s
+        # Without a pipeline nothing is left to simulate.
+        busy = np.where(few.pp > 1, busy, step.step_s) * (1 - 1e-9)
         return Screened(
             index=kept,
             step_s=np.broadcast_to(np.asarray(step.step_s + waits, dtype=np.float64), kept.shape),
-            bound_s=bound[kept],
+            bound_s=np.maximum(bound[kept], busy),
             peak_bytes=peaks[fits],
             num_unfit=int(np.count_nonzero(~fits)),
             num_cut=num_cut,
@@ -112,7 +138,8 @@ class AnalyticCosts:
 
     def _layers(self, layouts: Layouts) -> _Timed:
         split = split_of(layouts, self.job)
-        dense, moe = layer_times(self._shape, split, self._machine, self._software, self._constants)
+        hw = self._machine_of(layouts)
+        dense, moe = layer_times(self._shape, split, hw, self._software, self._constants)
         return _Timed(dense, moe)
 
     def _bounds(self, layouts: Layouts, timed: _Timed, code: Ints) -> Array:
@@ -133,38 +160,42 @@ class AnalyticCosts:
         return stage_peaks(self._sizes, degrees, self._recipe, layers)
 
     def _room(self, layouts: Layouts, timed: _Timed, code: Ints) -> tuple[Array, Array]:
-        """(peak bytes, layers of the fullest rank over their mean) of an even split, or where that
-        does not fit, of an uneven one; the latter is inf where none fits. `prepare` may yet refuse
-        what fits here, but never takes what does not."""
+        """(peak bytes, layers that some rank has at least) of an even split, or where that does not
+        fit, of an uneven one; the latter is inf where none fits. `prepare` may yet refuse what fits
+        here, but never takes what does not."""
         room, num = self.capacity_bytes, len(layouts)
         held = np.broadcast_to(totals(self._peaks(layouts)), (3, num))
         peak = held.max(axis=0)
-        uneven = np.where(peak <= room, 1.0, np.inf)
+        least = np.where(peak <= room, 0.0, np.inf)
         # Some rank has the mean number of layers or more.
         tight = np.flatnonzero((peak > room) & (held.min(axis=0) <= room))
         if len(tight):
             few, model = layouts.take(tight), self.model
             most = fullest(few, self._peaks, model.num_layers, model.first_dense_layers, room)
-            uneven[tight] = np.maximum(most * few.pp / model.num_layers, 1.0)
+            least[tight] = most
             loose = tight[np.isfinite(most) & (few.vpp > 1)]
             if len(loose):
                 layers = self._level_layers(layouts.take(loose), timed, code[loose])
                 over = self._peaks(layouts.take(loose), layers).allocated > room
-                uneven[loose] = np.where(over, np.inf, 1.0)
-        return np.minimum(peak, room), uneven
+                least[loose] = np.where(over, np.inf, 0.0)
+        return np.minimum(peak, room), least
 
     def _level_layers(self, layouts: Layouts, timed: _Timed, code: Ints) -> Array:
         """Layers of the first, the fullest middle and the last rank where times are level."""
-        key = np.stack([code, layouts.pp, layouts.vpp, layouts.schedule])
+        v_shaped = is_one_of(layouts, "schedule", "zbv", "dualpipev")
+        key = np.stack([code, layouts.pp, layouts.vpp, v_shaped])
         _, first, inverse = np.unique(key, axis=1, return_index=True, return_inverse=True)
-        of_each, few = code[first], layouts.take(first)
+        few, code = layouts.take(first), code[first]
         heads = head_s(self._shape, split_of(few, self.job), self._machine, self._constants)
+        known: dict[tuple[int, int], Stages] = {}
         layers = []
         for position, config in enumerate(few.configs()):
-            dense, moe = (rows(t, of_each[position]) for t in (timed.dense, timed.moe))
-            times = self._times(dense, moe, tuple(h[position] for h in heads))
-            stages = balanced_stages(self.model.blocks, times, config.num_stages)
-            layers.append(self._held(config, stages))
+            place = (int(code[position]), config.num_stages)
+            if place not in known:
+                dense, moe = (rows(t, code[position]) for t in (timed.dense, timed.moe))
+                times = self._times(dense, moe, tuple(h[position] for h in heads))
+                known[place] = balanced_stages(self.model.blocks, times, config.num_stages)
+            layers.append(self._held(config, known[place]))
         return np.array(layers).T[:, inverse.reshape(-1)]
 
     def _steps(self, layouts: Layouts, timed: _Timed, code: Ints) -> Step:
@@ -172,7 +203,7 @@ class AnalyticCosts:
             return rows(layer, code)
 
         return compose(
-            self._shape, split_of(layouts, self.job), self._machine, self._software,
+            self._shape, split_of(layouts, self.job), self._machine_of(layouts), self._software,
             self._constants, of(timed.dense), of(timed.moe),
         )  # fmt: skip
 
@@ -184,7 +215,8 @@ class AnalyticCosts:
         """The layout with the split that levels time, or the one given."""
         layouts = Layouts.from_configs([config])
         split = split_of(layouts, self.job)
-        step = step_times(self._shape, split, self._machine, self._software, self._constants)
+        hw, late = self._machine_of(layouts), float(self._late(layouts))
+        step = step_times(self._shape, split, hw, self._software, self._constants)
         if not self.model.num_moe_layers:  # what follows the layers is one of them
             step = dataclasses.replace(step, moe=step.dense)
         head = head_s(self._shape, split, self._machine, self._constants)
@@ -198,14 +230,14 @@ class AnalyticCosts:
             blocks=self.model.blocks, stages=stages, times=times, schedule=config.schedule,
             pp=config.pp, vpp=config.vpp, num_microbatches=config.num_microbatches(self.job),
             send_s=_number(step.send_s), exposed_send=float(self._constants.exposed_send),
-            late=self._late, sync_s=_number(step.exposed_reduction_s),
+            late=late, sync_s=_number(step.exposed_reduction_s),
             update_s=_number(step.update_s), base_s=_number(step.base_s),
         )  # fmt: skip
         talk = {kind: _talk(layer) for kind, layer in (("dense", step.dense), ("moe", step.moe))}
         talk["mtp"] = talk["moe" if self.model.num_moe_layers else "dense"]
         forward, backward = (
             tuple(
-                self._late * sum(talk.get(kind, (0.0, 0.0))[i] for kind in self.model.blocks[a:b])
+                late * sum(talk.get(kind, (0.0, 0.0))[i] for kind in self.model.blocks[a:b])
                 for a, b in stages
             )
             for i in (0, 1)
@@ -222,7 +254,7 @@ class AnalyticCosts:
             measured_share=0.0,
             terms=terms_of_step(
                 self.model.blocks, config, config.num_microbatches(self.job), step,
-                times.head, self._late,
+                times.head, late,
             ),
         )  # fmt: skip
 
@@ -266,11 +298,17 @@ class AnalyticCosts:
         ends = [int(n) for n in room]
         return [ends[0] + 1, *[ends[1]] * (config.pp - 2), ends[2] + 1][: config.pp]
 
-    @property
-    def _late(self) -> float:
-        hw = self._machine
-        nodes = max(hw.num_devices / hw.per_node, 1.0)
-        return float(1 + self._constants.straggler * np.log2(nodes))
+    def _machine_of(self, layouts: Layouts) -> Machine:
+        """The machine with the devices that the layouts use; others of the cluster are idle."""
+        used, first = layouts.num_devices, layouts.num_devices[:1]
+        number = float(first[0]) if (used == first).all() and len(used) else used.astype(float)
+        return dataclasses.replace(self._machine, num_devices=number)
+
+    def _late(self, layouts: Layouts) -> Num:
+        """What waiting for the slowest of several nodes costs, as a factor."""
+        hw = self._machine_of(layouts)
+        nodes = np.maximum(hw.num_devices / hw.per_node, 1.0)
+        return 1 + self._constants.straggler * np.log2(nodes)
 
     def _memory(
         self, layouts: Layouts, config: ParallelConfig, stages: Stages
@@ -320,10 +358,10 @@ def _talk(layer: Layer) -> tuple[float, float]:
     return once, once + _number(layer.context_s)
 
 
-def _distinct(layouts: Layouts) -> tuple[Ints, Ints]:
+def _distinct(layouts: Layouts, per_node: int) -> tuple[Ints, Ints]:
     """(position among the distinct layer keys of each layout, a layout of each distinct key)."""
-    code = (layouts.pp > 1).astype(np.int64)
-    size = 2
+    code = 2 * (layouts.pp > 1).astype(np.int64) + (layouts.num_devices > per_node)
+    size = 4
     for name in _KEY:
         values = getattr(layouts, name)
         known, place = _ranks(values)

@@ -139,6 +139,9 @@ class Placement:
     ranks: tuple[NotNegative, ...] = ()
     """Global rank of each coordinate, in row-major order; empty: the same number. Groups go round
     in the order of coordinates, so this is also the order of rings."""
+    devices: tuple[NotNegative, ...] = ()
+    """Device of the cluster, in its order, of each coordinate in row-major order; empty: the same
+    number. It says which devices are idle, and which pipeline ranks sit in which node group."""
     interfaces: tuple[str, ...] = ()
     """Per node, the network interface that its ranks use; empty: the system's choice."""
     recompute: tuple[Recompute, ...] = ()

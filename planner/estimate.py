@@ -6,20 +6,27 @@ sent, idle before that. Gradient reduction is collective, copy and optimizer com
 the step idle.
 """
 
+from planner.objective import price_of
 from planner.plan import Candidate, Estimate, StageEstimate
 from planner.predict import with_bubble
-from planner.prepared import Costs, Prepared
+from planner.prepared import Inputs, Prepared
 from planner.simulate import Timeline, simulate
 
 
-def estimate(costs: Costs, prepared: Prepared) -> Candidate:
+def estimate(costs: Inputs, prepared: Prepared) -> Candidate:
     """The layout with its full estimate."""
     timeline = simulate(prepared.program, prepared.sharing)
     ranks = tuple(_rank(prepared, timeline, r) for r in range(prepared.config.pp))
     step_s = timeline.step_s
     job, num = costs.job, prepared.config.num_devices
     flops = costs.model.flops_per_token(job.seq_len) * job.tokens_per_step
-    peak = costs.node.device.flops_per_s[job.precision] * num
+    peak, price = costs.node.device.flops_per_s[job.precision] * num, price_of(costs.node, num)
+    if prepared.groups:
+        each = prepared.config.stage_ranks
+        peak = sum(g.device.flops_per_s[job.precision] * each for g in prepared.groups)
+        price = sum(price_of(g, each) for g in prepared.groups)
+    if any(g.price_per_hour is None for g in costs.profile.cluster.groups):
+        price = 0.0
 
     def mean(component: str) -> float:
         return float(sum(getattr(s, component) for s in ranks)) / len(ranks)
@@ -38,6 +45,7 @@ def estimate(costs: Costs, prepared: Prepared) -> Candidate:
             tokens_per_s=job.tokens_per_step / step_s,
             mfu=flops / (step_s * peak),
             measured_share=prepared.measured_share,
+            price_per_hour=price,
             stages=ranks,
             terms=with_bubble(prepared.terms, step_s) if prepared.terms else {},
         ),

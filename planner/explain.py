@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from planner.axes import divisors
 from planner.config import ParallelConfig
 from planner.grounds import SEARCHED, ground, value_of
+from planner.objective import relative_cost
 from planner.plan import TERMS, Candidate, Plan
 from planner.rules import CONFIG_RULES, UNPLACED_RULES
 from planner.simulate import Timeline, simulate
@@ -136,12 +137,14 @@ def _others(plan: Plan, axis: str) -> tuple[Other, ...]:
 
 
 def _simulated(plan: Plan, axis: str) -> dict[str, float]:
-    """Value -> step of the fastest layout with it among those that the plan shows."""
+    """Value -> step of the best layout with it among those that the plan shows; on other devices
+    than the chosen one's, the step there that costs as much."""
     best: dict[str, float] = {}
     for candidate in (plan.chosen, *plan.alternatives, *plan.frontier):
         if candidate.estimate is not None:
             value = value_of(candidate.config, axis)
-            best[value] = min(candidate.estimate.step_s, best.get(value, float("inf")))
+            cost = relative_cost(plan.options, plan.chosen, candidate) * plan.chosen.cost.step_s
+            best[value] = min(cost, best.get(value, float("inf")))
     return best
 
 

@@ -14,10 +14,10 @@ from planner.wording import gib, percent, rate
 
 SEARCHED = (
     "tp", "pp", "schedule", "vpp", "dp_replicate", "dp_shard", "zero", "cp", "cp_method", "ep",
-    "etp", "mbs", "recompute", "offload",
+    "etp", "mbs", "recompute", "offload", "devices",
 )  # fmt: skip
 """Axes in the order in which they are explained."""
-_FIELDS = {"dp": "num_replicas", "mbs": "micro_batch"}
+_FIELDS = {"dp": "num_replicas", "mbs": "micro_batch", "devices": "num_devices"}
 
 
 def value_of(config: ParallelConfig, axis: str) -> str:
@@ -202,6 +202,19 @@ def _offload(plan: Plan) -> str | None:
     return None if offload == "none" else f"the {offload} lies in the host's memory"
 
 
+def _devices(plan: Plan) -> str | None:
+    used, total = plan.chosen.config.num_devices, plan.cluster.num_devices
+    idle = f"{total - used} of {total} stay idle" if used < total else ""
+    if not _competes(plan, "devices"):
+        return idle or None
+    why = {
+        "step": "the fastest of the numbers asked for",
+        "cost": "the least device time per token",
+        "devices": "the fewest on which it fits",
+    }[plan.options.objective]
+    return f"{why}; {idle}" if idle else why
+
+
 _GROUNDS: dict[str, Callable[[Plan], str | None]] = {
     "tp": _tp,
     "pp": _pp,
@@ -217,4 +230,5 @@ _GROUNDS: dict[str, Callable[[Plan], str | None]] = {
     "mbs": _mbs,
     "recompute": _recompute,
     "offload": _offload,
+    "devices": _devices,
 }

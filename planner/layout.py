@@ -13,6 +13,7 @@ from planner.config import ExpertSlots, ParallelConfig, Placement
 from planner.pipeline import owners_of
 from planner.rules import CONFIG_RULES, EXPERTS_EVEN, ConfigRule
 from planner.schedules import check_table, parse_table
+from profiler.cluster import ClusterSpec
 from profiler.errors import UserError
 from profiler.job import JobSpec
 from profiler.model import ModelSpec
@@ -53,6 +54,10 @@ def _empty(c: ParallelConfig, p: Placement, m: ModelSpec, j: JobSpec) -> bool:
 
 def _ranks(c: ParallelConfig, p: Placement, m: ModelSpec, j: JobSpec) -> bool:
     return bool(p.ranks) and sorted(p.ranks) != list(range(c.num_devices))
+
+
+def _devices(c: ParallelConfig, p: Placement, m: ModelSpec, j: JobSpec) -> bool:
+    return len(p.devices) not in (0, c.num_devices) or len(set(p.devices)) < len(p.devices)
 
 
 def _recompute(c: ParallelConfig, p: Placement, m: ModelSpec, j: JobSpec) -> bool:
@@ -118,6 +123,7 @@ PLACEMENT_RULES = (
     ),
     PlacementRule("stage-empty", "every pipeline rank needs a block", _if(_empty)),
     PlacementRule("ranks", "the rank map must name every rank once", _if(_ranks)),
+    PlacementRule("devices", "every rank needs a device of its own", _if(_devices)),
     PlacementRule("recompute", "recomputation is given for some layers only", _if(_recompute)),
     PlacementRule(EXPERTS_EVEN.id, EXPERTS_EVEN.sentence, _if(_experts_even)),
     PlacementRule(
@@ -153,6 +159,16 @@ _SCHEDULES = (
     "{0.schedule} with pp {0.pp} and vpp {0.vpp}; gpipe and 1f1b take vpp 1, zbv and dualpipev "
     "vpp 2, interleaved vpp 2 or more, and pp 1 takes gpipe or 1f1b"
 )
+
+
+def check_devices_of(
+    cluster: ClusterSpec, config: ParallelConfig, placement: Placement, place: str = ""
+) -> None:
+    """Raise `UserError` where the placement names a device that the cluster lacks."""
+    last = max(placement.devices, default=config.num_devices - 1)
+    if last >= cluster.num_devices:
+        detail = f"device {last}, of {cluster.num_devices} from 0"
+        raise _refused(config, "devices", "the cluster has fewer devices", detail, place)
 
 
 def _refused(

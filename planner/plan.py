@@ -9,7 +9,7 @@ collective that every member had entered), `idle_s` (waiting for work that was n
 """
 
 from dataclasses import field
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from annotated_types import Ge
 
@@ -18,7 +18,7 @@ from profiler.cluster import ClusterSpec
 from profiler.codec import content_id, record, to_plain
 from profiler.errors import UserError
 from profiler.job import JobSpec
-from profiler.model import ModelSpec, NotNegative
+from profiler.model import ModelSpec, NotNegative, Positive
 from profiler.profile import Profile, Seconds
 
 FORMAT_VERSION = "1.1"
@@ -31,6 +31,8 @@ waiting for kernels to be started. recompute: forward run again. tensor, context
 communication of those axes. messages: between stages. bubble: waiting in the pipeline. reduction:
 of gradients and gathering of weights, exposed. update: the optimizer. base: per step, once."""
 Ratio = Annotated[float, Ge(0)]
+Objective = Literal["step", "cost", "devices"]
+OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 
 
 @record
@@ -86,6 +88,8 @@ class Estimate:
     """Model FLOP/s over the devices' peak."""
     measured_share: Ratio
     """Share of the busy time that rests on measured entries."""
+    price_per_hour: Ratio = 0.0
+    """Of all devices that the layout uses, in the currency of the cluster's prices; 0: unknown."""
     terms: dict[str, Seconds] = field(default_factory=dict)
     """Where the step goes, by term (`TERMS`), of the rank with most work; they add up to the step.
     Empty in plans of an older version."""
@@ -115,11 +119,16 @@ class Candidate:
 
 @record
 class SearchOptions:
-    """What the user narrowed: `axis -> allowed values` and `axis -> forbidden values`."""
+    """What is sought, and what the user narrowed: `axis -> allowed values` and `axis -> forbidden
+    values`."""
 
     pin: dict[str, tuple[str, ...]]
     forbid: dict[str, tuple[str, ...]]
     top: NotNegative = 5
+    objective: Objective = "step"
+    """What is to be least: see `planner.objective`."""
+    devices: tuple[Positive, ...] = ()
+    """Numbers of devices that may be used; empty: see `planner.objective.numbers_of_devices`."""
 
 
 @record

@@ -54,6 +54,8 @@ class Prepared:
     memory: tuple[StageMemory, ...]
     bound_s: float
     measured_share: float
+    groups: tuple[NodeGroup, ...] = ()
+    """Of each pipeline rank, where they differ; empty: all are of the cost model's `node`."""
     terms: dict[str, float] = field(default_factory=dict)
     """Seconds by term of the rank with most work, the bubble left out; empty where unknown."""
 
@@ -63,13 +65,19 @@ class Prepared:
         return max(m.total_bytes for m in self.memory)
 
 
-class Costs(Protocol):
-    """A cost model of one model and job on one profiled cluster."""
+class Inputs(Protocol):
+    """What costs are of."""
 
     model: ModelSpec
     job: JobSpec
     profile: Profile
     node: NodeGroup
+    """The only kind of node, or the first."""
+
+
+class Costs(Inputs, Protocol):
+    """A cost model of one model and job on one profiled cluster."""
+
     capacity_bytes: float
     """Of a device, less the job's reserve."""
 

@@ -1,58 +1,61 @@
 """Choose the layout: screen the whole space as arrays, then simulate the best of it exactly.
 
-Screening cuts a layout by its lower bound alone where that exceeds `WIDE` times the best closed
-form so far (a first pass over few layouts finds a good one), refuses what does not fit memory, and
-ranks the rest by the closed form. The nearest are simulated, in that order, while their bound is
-below the time of the worst layout shown, at most `MOST_SIMULATED` of them. Where that many were not
-needed, the result is that of simulating everything (tested against brute force); else the plan
-states the least bound of what was left, which no layout of the space can beat.
+Screening (`planner.screening`) keeps those with the best closed form. They are simulated, in that
+order, while their bound is below the worst layout shown, at most `MOST_SIMULATED` of them. Where
+that many were not needed, the result is that of simulating everything (tested against brute force);
+else the plan states the least bound of what was left, which no layout of the space can beat.
+
+Layouts on several numbers of devices are compared by their score (`planner.objective`); of
+objective `devices`, the fewest are taken on which any fits. Clusters of several kinds of node are
+laid out by `planner.mixed`.
 """
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from planner.axes import AXES, check_options, pinned_stages
+from planner.axes import check_options, pinned_stages
 from planner.config import ParallelConfig
 from planner.cost import cost_model
 from planner.estimate import estimate
-from planner.layouts import NAMES, Layouts
+from planner.layouts import NAMES
+from planner.objective import check_devices, numbers_of_devices, order_of
 from planner.plan import Candidate, Plan, SearchCounts, SearchOptions, plan_id
-from planner.prepared import Costs, Floats, Prepared
+from planner.prepared import Costs, Prepared
+from planner.screening import WIDE, Found, chunks_of, screen_all, value_of
 from planner.simulate import simulate
-from planner.space import MEMORY_RULE, RULES, SENTENCES, enumerate_layouts
+from planner.space import MEMORY_RULE, SENTENCES
 from profiler.codec import replace
 from profiler.errors import UserError
 from profiler.job import JobSpec
 from profiler.model import ModelSpec
 from profiler.profile import Profile
 
-WIDE = 1.5
-"""Layouts slower than this many times the best are neither ranked nor reported."""
-POOL = 512
-"""Layouts kept for simulation."""
 MOST_SIMULATED = 200
 _GIB = 2**30
-_SEED_PINS = {"mbs": ("1", "2"), "schedule": ("1f1b",), "cp_method": ("ring",), "zero": ("0", "1")}
-_SPOKEN_AXES = tuple(a for a in AXES if a not in ("split", "dp_replicate"))
 
 
 def make_plan(model: ModelSpec, job: JobSpec, profile: Profile, options: SearchOptions) -> Plan:
-    """The fastest layout of `model` on the profile's cluster. Pure: equal inputs, equal plan.
+    """The best layout of `model` on the profile's cluster. Pure: equal inputs, equal plan.
 
     Raises `UserError`: kind `infeasible` where nothing fits, `invalid` for options that make no
     sense, `stale` for a profile of something else.
     """
     check_options(options, model)
+    check_devices(options, profile.cluster)
     check_profile(model, job, profile)
+    if len(profile.cluster.groups) > 1:
+        from planner.mixed import make_mixed_plan  # which searches each group as one here
+
+        return make_mixed_plan(model, job, profile, options)
     costs = cost_model(model, job, profile)
-    found = _screen_all(costs, options)
-    best, simulated, least = _simulate(costs, found, options)
+    founds, best, simulated, least = find(costs, options)
     if not best:
-        raise _nothing_fits(costs, found, options)
+        raise nothing_fits(costs, founds, options)
     chosen = best[0]
+    own = next(f for f in founds if f.num_devices == chosen.config.num_devices)
     plan = Plan(
         id="",
         model=model,
@@ -62,17 +65,40 @@ def make_plan(model: ModelSpec, job: JobSpec, profile: Profile, options: SearchO
         options=options,
         chosen=chosen,
         alternatives=tuple(best[1 : options.top + 1]),
-        counts=SearchCounts(
-            enumerated=found.screened + sum(found.broken.values()),
-            rejected=dict(sorted((found.broken + found.unfit).items())),
-            pruned=found.screened - found.unfit[MEMORY_RULE] - simulated,
-            simulated=simulated,
-        ),
-        frontier=_frontier(costs, found, chosen, options),
-        by_axis=_by_axis(costs, found, chosen, options),
-        bound_s=min(least, chosen.cost.step_s),
+        counts=counts_of(founds, simulated),
+        frontier=_frontier(costs, own, chosen, options),
+        by_axis=_by_axis(costs, founds, own, chosen, options),
+        bound_s=min(least / own.weight, chosen.cost.step_s),
     )
     return replace(plan, id=plan_id(plan))
+
+
+def find(
+    costs: Costs, options: SearchOptions, at_most: float = float("inf")
+) -> tuple[list[Found], list[Candidate], int, float]:
+    """What was screened; the best, the best first; how many were simulated; the least score of the
+    others' bounds. Layouts whose score exceeds `at_most` may be left out."""
+    founds = screen_all(costs, options, numbers_of_devices(options, costs.node), at_most)
+    return (founds, *_choose(costs, founds, options, at_most))
+
+
+def counts_of(founds: Sequence[Found], simulated: int) -> SearchCounts:
+    """Of all numbers of devices together."""
+    broken, unfit = _sum([f.broken for f in founds]), _sum([f.unfit for f in founds])
+    screened = sum(f.screened for f in founds)
+    return SearchCounts(
+        enumerated=screened + sum(broken.values()),
+        rejected=dict(sorted((broken + unfit).items())),
+        pruned=screened - unfit[MEMORY_RULE] - simulated,
+        simulated=simulated,
+    )
+
+
+def _sum(counters: list[Counter[str]]) -> Counter[str]:
+    total: Counter[str] = Counter()
+    for each in counters:
+        total.update(each)
+    return total
 
 
 def check_profile(model: ModelSpec, job: JobSpec, profile: Profile) -> None:
@@ -84,183 +110,109 @@ def check_profile(model: ModelSpec, job: JobSpec, profile: Profile) -> None:
             hint="profile again for this model and job, or leave `--profile` out",
             kind="stale",
         )
-    device = profile.cluster.uniform.device
-    if job.precision not in device.flops_per_s:
-        raise UserError(
-            f"device `{device.name}` does not compute in {job.precision}",
-            hint=f"it has {', '.join(sorted(device.flops_per_s))}: choose with `--precision`",
-        )
-
-
-@dataclass(slots=True)
-class _Found:
-    """What screening keeps."""
-
-    screened: int = 0
-    broken: Counter[str] = field(default_factory=Counter)
-    unfit: Counter[str] = field(default_factory=Counter)
-    best_s: float = float("inf")
-    least_left_s: float = float("inf")
-    """Least bound of what was cut or dropped."""
-    pool: Layouts = field(default_factory=lambda: Layouts.concat([]))
-    step_s: Floats = field(default_factory=lambda: np.empty(0))
-    bound_s: Floats = field(default_factory=lambda: np.empty(0))
-    front: Layouts = field(default_factory=lambda: Layouts.concat([]))
-    front_s: Floats = field(default_factory=lambda: np.empty(0))
-    front_bytes: Floats = field(default_factory=lambda: np.empty(0))
-    axes: dict[str, dict[int, tuple[float, ParallelConfig]]] = field(default_factory=dict)
-    """Per axis and value, the best closed form and its layout."""
-
-
-def _chunks(costs: Costs, options: SearchOptions, broken: Counter[str]) -> Iterator[Layouts]:
-    return enumerate_layouts(
-        costs.profile.cluster.num_devices,
-        costs.job,
-        costs.model,
-        options,
-        costs.coverage,
-        devices_per_node=costs.node.devices_per_node,
-        rejected=broken,
-        rules=(*RULES, *costs.rules),
-    )
-
-
-def _screen_all(costs: Costs, options: SearchOptions) -> _Found:
-    """All layouts of the space, by closed form."""
-    found = _Found()
-    best = float("inf")
-    if costs.profile.is_analytic:
-        seeds = replace(options, pin={**_SEED_PINS, **options.pin})
-        for chunk in _chunks(costs, seeds, Counter()):
-            screened = costs.screen(chunk, best * WIDE)
-            if len(screened.step_s):
-                best = min(best, float(screened.step_s.min()))
-    found.best_s = best
-    for chunk in _chunks(costs, options, found.broken):
-        _take(found, costs, chunk)
-    return found
-
-
-def _take(found: _Found, costs: Costs, chunk: Layouts) -> None:
-    """Screen a chunk and keep what is near."""
-    screened = costs.screen(chunk, found.best_s * WIDE)
-    found.screened += len(chunk)
-    found.unfit[MEMORY_RULE] += screened.num_unfit
-    found.least_left_s = min(found.least_left_s, screened.least_cut_s)
-    if not len(screened.index):
-        return
-    layouts = chunk.take(screened.index)
-    found.best_s = min(found.best_s, float(screened.step_s.min()))
-    _note_axes(found, layouts, screened.step_s)
-    _keep_front(found, layouts, screened.step_s, screened.peak_bytes)
-    order = np.argsort(screened.step_s, kind="stable")[: POOL + 1]
-    rest = np.ones(len(layouts), dtype=np.bool_)
-    rest[order] = False
-    if rest.any():
-        found.least_left_s = min(found.least_left_s, float(screened.bound_s[rest].min()))
-    pool = Layouts.concat([found.pool, layouts.take(order)])
-    step = np.concatenate([found.step_s, screened.step_s[order]])
-    bound = np.concatenate([found.bound_s, screened.bound_s[order]])
-    near = np.argsort(step, kind="stable")
-    kept, dropped = near[:POOL], near[POOL:]
-    if len(dropped):
-        found.least_left_s = min(found.least_left_s, float(bound[dropped].min()))
-    found.pool, found.step_s, found.bound_s = pool.take(kept), step[kept], bound[kept]
-
-
-def _note_axes(found: _Found, layouts: Layouts, step: Floats) -> None:
-    order = np.argsort(step, kind="stable")[::-1]
-    for axis in _SPOKEN_AXES:
-        values = _axis(layouts, axis)
-        first = np.full(int(values.max()) + 1, -1, dtype=np.int64)
-        first[values[order]] = order  # the last to write is the fastest
-        known = found.axes.setdefault(axis, {})
-        for value in np.flatnonzero(first >= 0):
-            position = int(first[value])
-            seconds = float(step[position])
-            if int(value) not in known or seconds < known[int(value)][0]:
-                known[int(value)] = (seconds, layouts.config(position))
+    for device in (group.device for group in profile.cluster.groups):
+        if job.precision not in device.flops_per_s:
+            raise UserError(
+                f"device `{device.name}` does not compute in {job.precision}",
+                hint=f"it has {', '.join(sorted(device.flops_per_s))}: choose with `--precision`",
+            )
 
 
 def _by_axis(
-    costs: Costs, found: _Found, chosen: Candidate, options: SearchOptions
+    costs: Costs,
+    founds: Sequence[Found],
+    own: Found,
+    chosen: Candidate,
+    options: SearchOptions,
 ) -> dict[str, dict[str, float]]:
-    """Per axis and value, the best layout's simulated step, where it is near the chosen one's."""
-    stages = pinned_stages(options)
-    cache: dict[ParallelConfig, float] = {chosen.config: chosen.cost.step_s}
+    """Per axis and value, the best layout's simulated step, where it is near the chosen one's.
 
-    def seconds(config: ParallelConfig) -> float:
+    Steps on another number of devices count by their score: those that would score as much on the
+    chosen number. Of objective `devices`, only the axis `devices` speaks of other numbers.
+    """
+    stages, step_s = pinned_stages(options), chosen.cost.step_s
+    apart = options.objective == "devices"
+    cache: dict[ParallelConfig, float] = {chosen.config: step_s}
+
+    def seconds(config: ParallelConfig, weight: float) -> float:
         if config not in cache:
             prepared = costs.prepare(config, stages)
             fits = prepared is not None and prepared.peak_bytes <= costs.capacity_bytes
             cache[config] = (
-                simulate(prepared.program, prepared.sharing).step_s
+                simulate(prepared.program, prepared.sharing).step_s * weight
                 if prepared is not None and fits
                 else float("inf")
             )
-        return max(cache[config], chosen.cost.step_s)
+        return cache[config]
 
     table: dict[str, dict[str, float]] = {}
-    for axis, values in found.axes.items():
-        names, own = NAMES.get(axis), _value(chosen.config, axis)
-        near = {v: c for v, (s, c) in sorted(values.items()) if s <= WIDE * chosen.cost.step_s}
+    for axis, values in _best_of_axes([own] if apart else founds, own.weight).items():
+        names, mine = NAMES.get(axis), value_of(chosen.config, axis)
+        near = {v: c for v, (s, _, c) in sorted(values.items()) if s <= WIDE * step_s}
         if len(near) < 2:
             continue
         row = {
-            (names[v] if names else str(v)): chosen.cost.step_s if v == own else seconds(c)
+            (names[v] if names else str(v)): step_s
+            if v == mine
+            else max(seconds(c, values[v][1]), step_s)
             for v, c in near.items()
         }
         table[axis] = {name: s for name, s in row.items() if s < float("inf")}
+    sizes = {
+        f.num_devices: seconds(f.pool.config(0), f.weight / own.weight)
+        for f in founds
+        if len(f.pool) and f is not own
+    }
+    if len(founds) > 1:
+        sizes = {n: s if apart else max(s, step_s) for n, s in sizes.items() if s < float("inf")}
+        sizes[own.num_devices] = step_s
+        table["devices"] = {str(n): s for n, s in sorted(sizes.items())}
     return table
 
 
-def _value(config: ParallelConfig, axis: str) -> int:
-    return int(_axis(Layouts.from_configs([config]), axis)[0])
+def _best_of_axes(
+    founds: Sequence[Found], weight: float
+) -> dict[str, dict[int, tuple[float, float, ParallelConfig]]]:
+    """Axis -> value -> (closed form as a step of that weight, factor of its step, layout)."""
+    best: dict[str, dict[int, tuple[float, float, ParallelConfig]]] = {}
+    for found in founds:
+        factor = found.weight / weight
+        for axis, values in found.axes.items():
+            known = best.setdefault(axis, {})
+            for value, (seconds, config) in values.items():
+                if value not in known or seconds * factor < known[value][0]:
+                    known[value] = (seconds * factor, factor, config)
+    return best
 
 
-def _axis(layouts: Layouts, axis: str) -> np.ndarray:
-    name = {"dp": "num_replicas", "mbs": "micro_batch"}.get(axis, axis)
-    return np.asarray(getattr(layouts, name))
-
-
-def _keep_front(found: _Found, layouts: Layouts, step: Floats, peak: Floats) -> None:
-    """Layouts that no other beats in both time and memory."""
-    layouts = Layouts.concat([found.front, layouts])
-    step = np.concatenate([found.front_s, step])
-    peak = np.concatenate([found.front_bytes, peak])
-    order = np.lexsort((peak, step))
-    before = np.concatenate([[np.inf], np.minimum.accumulate(peak[order])[:-1]])
-    # A little less memory for much the same time is no choice worth showing.
-    front = order[peak[order] < before * 0.99]
-    found.front, found.front_s, found.front_bytes = layouts.take(front), step[front], peak[front]
-
-
-def _order(config: ParallelConfig) -> tuple[object, ...]:
-    """Among equals the simpler layout: fewer stages, less tensor parallel, no recomputation."""
-    return (
-        config.pp,
-        config.tp,
-        config.recompute != "none",
-        config.schedule != "1f1b",
-        config.cp,
-        config.ep,
-        config.zero,
-        config.vpp,
-        config.micro_batch,
-    )
+def _choose(
+    costs: Costs, founds: Sequence[Found], options: SearchOptions, at_most: float
+) -> tuple[list[Candidate], int, float]:
+    """The best, the best first; how many were simulated; the least score of the others' bounds."""
+    if options.objective != "devices":
+        return _simulate(costs, founds, options, at_most)
+    total = 0
+    for found in founds:
+        best, simulated, least = _simulate(costs, [found], options, at_most)
+        total += simulated
+        if best:
+            return best, total, least
+    return [], total, float("inf")
 
 
 def _simulate(
-    costs: Costs, found: _Found, options: SearchOptions
+    costs: Costs, founds: Sequence[Found], options: SearchOptions, at_most: float
 ) -> tuple[list[Candidate], int, float]:
-    """The fastest, fastest first; how many were simulated; the least bound of the others."""
+    """See `_choose`, where all numbers of devices are compared."""
     best: list[_Timed] = []
-    num, simulated, left = options.top + 1, 0, found.least_left_s
+    num, simulated = options.top + 1, 0
+    left = min(f.least_left_s * f.weight for f in founds)
     stages = pinned_stages(options)
-    for position in range(len(found.pool)):
-        bound = float(found.bound_s[position])
+    for found, position in _by_score(founds):
+        bound = float(found.bound_s[position]) * found.weight
         # A bound and a simulated time that are equal in theory may differ in their last bits.
-        slower = len(best) == num and bound > best[-1].step_s * (1 + 1e-9)
+        worst = best[-1].score if len(best) == num else at_most
+        slower = bound > worst * (1 + 1e-9)
         if slower or simulated == MOST_SIMULATED:
             left = min(left, bound)
             continue
@@ -268,35 +220,45 @@ def _simulate(
         if prepared is None or prepared.peak_bytes > costs.capacity_bytes:
             found.unfit[MEMORY_RULE] += 1
             continue
-        if len(best) == num and prepared.bound_s > best[-1].step_s * (1 + 1e-9):
-            left = min(left, prepared.bound_s)
+        bound = prepared.bound_s * found.weight
+        if bound > worst * (1 + 1e-9):
+            left = min(left, bound)
             continue
         simulated += 1
         seconds = simulate(prepared.program, prepared.sharing).step_s
-        best = _with(best, _Timed(seconds, prepared))[:num]
+        best = _with(best, _Timed(seconds * found.weight, prepared))[:num]
     return [estimate(costs, each.prepared) for each in best], simulated, left
+
+
+def _by_score(founds: Sequence[Found]) -> list[tuple[Found, int]]:
+    """Positions in the pools, the least score first."""
+    scores = np.concatenate([f.step_s * f.weight for f in founds])
+    places = [(f, position) for f in founds for position in range(len(f.pool))]
+    return [places[k] for k in np.argsort(scores, kind="stable")]
 
 
 @dataclass(frozen=True, slots=True)
 class _Timed:
-    step_s: float
+    score: float
     prepared: Prepared
 
 
 def _with(best: list[_Timed], candidate: _Timed) -> list[_Timed]:
-    """Candidates with one more, fastest first; of those that differ in sharding alone the best."""
-    best = sorted([*best, candidate], key=lambda c: (c.step_s, _order(c.prepared.config)))
+    """Candidates with one more, the best first; of those that differ in sharding alone the best."""
+    best = sorted([*best, candidate], key=lambda c: (c.score, order_of(c.prepared.config)))
     kin: dict[object, _Timed] = {}
     for each in best:
-        plain = replace(each.prepared.config, dp_replicate=1, dp_shard=1, zero=0)
-        kin.setdefault(plain, each)
+        config = each.prepared.config
+        plain = replace(config, dp_replicate=1, dp_shard=1, zero=0)
+        kin.setdefault((plain, config.num_devices), each)
     return list(kin.values())
 
 
 def _frontier(
-    costs: Costs, found: _Found, chosen: Candidate, options: SearchOptions
+    costs: Costs, found: Found, chosen: Candidate, options: SearchOptions
 ) -> tuple[Candidate, ...]:
-    """The chosen layout, and those that need less memory for more time, at most eight."""
+    """The chosen layout, and those on as many devices that need less memory for more time, at most
+    eight."""
     stages = pinned_stages(options)
     picked = np.unique(np.linspace(0, len(found.front) - 1, 12).astype(int))
     timed: list[_Timed] = []
@@ -305,27 +267,29 @@ def _frontier(
         if prepared is not None and prepared.peak_bytes <= costs.capacity_bytes:
             timed.append(_Timed(simulate(prepared.program, prepared.sharing).step_s, prepared))
     front = [chosen]
-    for each in sorted(timed, key=lambda t: (t.step_s, t.prepared.peak_bytes)):
-        if each.step_s >= chosen.cost.step_s and each.prepared.peak_bytes < (
+    for each in sorted(timed, key=lambda t: (t.score, t.prepared.peak_bytes)):
+        if each.score >= chosen.cost.step_s and each.prepared.peak_bytes < (
             front[-1].cost.peak_bytes
         ):
             front.append(estimate(costs, each.prepared))
     return tuple(front[:8])
 
 
-def _nothing_fits(costs: Costs, found: _Found, options: SearchOptions) -> UserError:
+def nothing_fits(costs: Costs, founds: Sequence[Found], options: SearchOptions) -> UserError:
     """Names the closest miss in memory, or the rules that left nothing."""
-    name, cluster = costs.model.name, costs.profile.cluster
-    where = f"{cluster.num_devices} x {costs.node.device.name}"
-    if not found.unfit[MEMORY_RULE]:
-        rules = [f"{n} x {SENTENCES[rule]} ({rule})" for rule, n in found.broken.most_common()]
+    name, most = costs.model.name, founds[-1].num_devices
+    where = f"{most} x {costs.node.device.name}"
+    if not any(f.unfit[MEMORY_RULE] for f in founds):
+        broken = _sum([f.broken for f in founds]).most_common()
+        rules = [f"{n} x {SENTENCES[rule]} ({rule})" for rule, n in broken]
         return UserError(
             f"no layout of `{name}` on {where} is possible",
             details=tuple(rules) or ("the global batch does not divide over any replicas",),
             hint="change `--global-batch` or `--seq-len`, or pin less",
             kind="infeasible",
         )
-    closest, needed = _closest(costs, options)
+    unfit = max(f.num_devices for f in founds if f.unfit[MEMORY_RULE])
+    closest, needed = _closest(costs, options, unfit)
     details = (
         f"closest: {closest.label} {closest.schedule} needs {needed / _GIB:.1f} GiB on its fullest "
         f"device (limit {costs.capacity_bytes / _GIB:.1f} GiB, "
@@ -339,12 +303,12 @@ def _nothing_fits(costs: Costs, found: _Found, options: SearchOptions) -> UserEr
     )
 
 
-def _closest(costs: Costs, options: SearchOptions) -> tuple[ParallelConfig, int]:
-    """The layout that needs least memory, though it does not fit."""
+def _closest(costs: Costs, options: SearchOptions, num_devices: int) -> tuple[ParallelConfig, int]:
+    """The layout of so many devices that needs least memory, though it does not fit."""
     pins: dict[str, tuple[str, ...]] = {"mbs": ("1",), "recompute": ("full",)}
     best: tuple[int, ParallelConfig] | None = None
     narrowed = replace(options, pin={**pins, **options.pin})
-    for chunk in _chunks(costs, narrowed, Counter()):
+    for chunk in chunks_of(costs, narrowed, num_devices, Counter()):
         step = max(1, len(chunk) // 400)
         for position in range(0, len(chunk), step):
             config = chunk.config(position)
@@ -352,7 +316,7 @@ def _closest(costs: Costs, options: SearchOptions) -> tuple[ParallelConfig, int]
             if best is None or needed < best[0]:
                 best = (needed, config)
     if best is None:  # pins leave neither one sequence nor full recomputation
-        for chunk in _chunks(costs, options, Counter()):
+        for chunk in chunks_of(costs, options, num_devices, Counter()):
             config = chunk.config(0)
             return config, costs.least_peak(config)
         raise ValueError("a layout was rejected for memory, yet none is valid")

@@ -4,8 +4,10 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 
+from planner.objective import numbers_of_devices
 from planner.plan import Candidate, Plan, SearchOptions
 from planner.space import RULES, SENTENCES, enumerate_layouts
+from profiler.codec import replace
 from profiler.errors import UserError
 
 Pins = dict[str, tuple[str, ...]]
@@ -72,7 +74,7 @@ def _options(own: SearchOptions, pins: Pins) -> tuple[SearchOptions, tuple[str, 
         dropped += [f"--forbid {axis}={v}" for v in values if v in asked]
         if kept:
             forbid[axis] = kept
-    return SearchOptions(pin=own.pin | pins, forbid=forbid, top=0), tuple(dropped)
+    return replace(own, pin=own.pin | pins, forbid=forbid, top=0), tuple(dropped)
 
 
 def _counts(
@@ -85,30 +87,37 @@ def _counts(
         return said, None
     from planner.cost import CostModel
 
+    if len(plan.cluster.groups) > 1:
+        return {}, None
     rejected: Counter[str] = Counter()
     costs = CostModel(plan.model, plan.job, plan.profile)
-    chunks = enumerate_layouts(
-        plan.cluster.num_devices,
-        plan.job,
-        plan.model,
-        options,
-        costs.coverage,
-        devices_per_node=plan.cluster.uniform.devices_per_node,
-        rejected=rejected,
-        rules=(*RULES, *costs.rules),
-    )
-    num_valid = sum(len(chunk) for chunk in chunks)
+    num_valid = 0
+    for num_devices in numbers_of_devices(options, plan.cluster.uniform):
+        chunks = enumerate_layouts(
+            num_devices,
+            plan.job,
+            plan.model,
+            options,
+            costs.coverage,
+            devices_per_node=plan.cluster.uniform.devices_per_node,
+            rejected=rejected,
+            rules=(*RULES, *costs.rules),
+        )
+        num_valid += sum(len(chunk) for chunk in chunks)
     return dict(rejected), num_valid
 
 
 def indivisible(plan: Plan, pins: Pins) -> list[str]:
     """Sentences about pinned degrees of which no value divides the devices."""
-    num = plan.cluster.num_devices
+    if len(plan.cluster.groups) > 1:
+        return []
+    sizes = numbers_of_devices(plan.options, plan.cluster.uniform)
+    words = " or ".join(map(str, sizes)) if len(sizes) < 4 else f"{sizes[0]} to {sizes[-1]}"
     degrees = ("tp", "pp", "cp", "ep", "etp", "dp", "dp_replicate", "dp_shard")
     return [
-        f"{axis} {' or '.join(pins[axis])} does not divide the {num} devices"
+        f"{axis} {' or '.join(pins[axis])} does not divide the {words} devices"
         for axis in degrees
-        if axis in pins and all(int(v) < 1 or num % int(v) for v in pins[axis])
+        if axis in pins and all(int(v) < 1 or num % int(v) for v in pins[axis] for num in sizes)
     ]
 
 

@@ -10,9 +10,8 @@ from profiler.job import JobSpec
 from profiler.model import ModelSpec
 from profiler.profile import Environment, Profile
 
-DEFAULT_SOFTWARE = "megatron"
-HOST_SOFTWARE = "pytorch"
-"""On hosts without accelerators, where nothing else runs."""
+DEFAULT_SOFTWARE = "pytorch"
+"""What `launch` runs."""
 
 
 def analytic_profile(
@@ -20,7 +19,7 @@ def analytic_profile(
 ) -> Profile:
     """Profile of `model` on `cluster`; `UserError` for a software that the catalogue lacks."""
     group = cluster.groups[0]
-    name = software or (HOST_SOFTWARE if group.device.is_host else DEFAULT_SOFTWARE)
+    name = software or DEFAULT_SOFTWARE
     return Profile(
         source="analytic",
         model=model,
@@ -32,4 +31,7 @@ def analytic_profile(
         transfers=(),
         software=load_software(name).facts(name),
         constants=resolve_constants(group, name),
+        group_constants=tuple(resolve_constants(g, name) for g in cluster.groups)
+        if len(cluster.groups) > 1
+        else (),
     )

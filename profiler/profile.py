@@ -128,6 +128,10 @@ class Software:
     """Its tensor-parallel collectives wait for pending receives of a pipeline between nodes."""
     recipe: str = "megatron"
     """Of `planner.peak`: what it keeps in memory."""
+    reduce_bytes: Annotated[float, Ge(1)] = 4.0
+    """Per parameter in the reduction of gradients over replicas."""
+    only: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    """Axis of the search -> the values that it has; an axis left out: all."""
 
 
 @record
@@ -152,11 +156,25 @@ class Profile:
     executor: ExecutorEntry | None = None
     software: Software | None = None
     constants: dict[str, float] = dataclasses.field(default_factory=dict)
+    group_constants: tuple[dict[str, float], ...] = ()
+    """Per node group of a cluster of several; empty: `constants` for the only one."""
 
     @property
     def is_analytic(self) -> bool:
         """Nothing was measured: all comes from the constants."""
         return self.software is not None
+
+    def of_group(self, index: int, num_nodes: int | None = None) -> "Profile":
+        """An analytic profile of one node group, or of so many nodes like its own."""
+        group = self.cluster.groups[index]
+        group = dataclasses.replace(group, num_nodes=num_nodes or group.num_nodes)
+        constants = self.group_constants[index] if self.group_constants else self.constants
+        return dataclasses.replace(
+            self,
+            cluster=dataclasses.replace(self.cluster, groups=(group,)),
+            constants=constants,
+            group_constants=(),
+        )
 
     def fits(self, model: ModelSpec, job: JobSpec) -> str | None:
         """None where the profile speaks of this model and job, else what differs."""

@@ -2,7 +2,8 @@
 
 The least maximum is found by bisection on the answer: greedy packing from the right tells in one
 pass whether a limit holds (each run takes items while they fit, and leaves one for every run before
-it). Packing from the right leaves what is over to the first runs, which in a pipeline hold most
+it), and where not, which larger limit is the next that could: few passes for items of few sizes.
+Packing from the right leaves what is over to the first runs, which in a pipeline hold most
 activations. Equal to `solvers.partition` without caps (tested); that one also obeys caps.
 """
 
@@ -12,8 +13,8 @@ from itertools import accumulate
 
 from solvers.partition import Stages
 
-STEPS = 48
-"""Halvings of the interval: more than the bits of its relative precision in practice."""
+SAME = 1e-12
+"""Relative difference of two sums that are equal but for their rounding."""
 
 
 def balance(
@@ -26,31 +27,33 @@ def balance(
         return None
     sums = [0.0, *accumulate(costs)]
     low, high = max(max(costs), sums[-1] / num_runs), sums[-1]
-    best = _packed(sums, caps, high)
-    quick = _packed(sums, caps, low * (1 + 1e-12))
-    if quick is not None:
-        return quick
-    for _ in range(STEPS):
-        middle = (low + high) / 2
-        found = _packed(sums, caps, middle * (1 + 1e-12))
+    best, _ = _packed(sums, caps, high)
+    limit = low
+    while best is not None:
+        found, larger = _packed(sums, caps, limit * (1 + SAME))
         if found is None:
-            low = middle
+            low = max(limit, larger)
         else:
             best, high = found, max(sums[e] - sums[f] for f, e in found)
-            if high <= low * (1 + 1e-12):
-                break
+        if high <= low * (1 + SAME):
+            break
+        limit = (low + high) / 2
     return best
 
 
-def _packed(sums: Sequence[float], caps: Sequence[int], limit: float) -> Stages | None:
-    """Runs of at most `limit`, as full as can be from the right; None where they need more."""
-    runs, end = [], len(sums) - 1
+def _packed(
+    sums: Sequence[float], caps: Sequence[int], limit: float
+) -> tuple[Stages | None, float]:
+    """Runs of at most `limit`, as full as can be from the right; where they need more, None and the
+    least limit at which any of these runs would take an item more."""
+    runs, end, larger = [], len(sums) - 1, float("inf")
     for left in range(len(caps) - 1, -1, -1):
-        full = bisect_left(sums, sums[end] - limit * (1 + 1e-15))
+        full = bisect_left(sums, sums[end] - limit)
         first = max(full, left, end - caps[left]) if left else 0
-        over = sums[end] - sums[first] > limit * (1 + 1e-9) or end - first > caps[left]
-        if first >= end or over:
-            return None
+        if full >= max(first, 1):
+            larger = min(larger, sums[end] - sums[full - 1])
+        if first >= end or end - first > caps[left] or full > first:
+            return None, larger
         runs.append((first, end))
         end = first
-    return tuple(reversed(runs))
+    return tuple(reversed(runs)), larger

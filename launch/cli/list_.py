@@ -14,6 +14,7 @@ TITLES = {
     "devices": "Devices",
     "nodes": "Node types",
     "clusters": "Clusters",
+    "software": "Training software",
 }
 KINDS = tuple(TITLES)
 _INDENT = 2
@@ -25,14 +26,16 @@ def run(
     kind: Annotated[str, typer.Argument(help=", ".join(KINDS), show_default="all")] = "",
     as_json: Json = False,
 ) -> None:
-    """List catalogued models, devices, node types and clusters."""
+    """List catalogued models, devices, node types, clusters and training software."""
     from profiler.catalog import list_clusters, list_devices, list_models, list_nodes
+    from profiler.catalog.constants import list_software
 
     listed = {
         "models": list_models,
         "devices": list_devices,
         "nodes": list_nodes,
         "clusters": list_clusters,
+        "software": list_software,
     }
     if kind and kind not in KINDS:
         raise UserError(f"nothing of kind `{kind}` is listed", hint=f"kinds: {', '.join(KINDS)}")

@@ -34,12 +34,23 @@ def parse_axes(texts: list[str], flag: str) -> dict[str, tuple[str, ...]]:
     return out
 
 
-def search_options(pin: list[str], forbid: list[str], top: int) -> "SearchOptions":
-    """The narrowing of the search that the flags ask for."""
-    from planner.plan import SearchOptions
+def search_options(
+    pin: list[str], forbid: list[str], top: int, objective: str = "step", devices: str | None = None
+) -> "SearchOptions":
+    """What the flags seek, and to what they narrow the search."""
+    from planner.plan import OBJECTIVES, SearchOptions
 
+    known = next((name for name in OBJECTIVES if name == objective), None)
+    if known is None:
+        raise UserError(
+            f"`--objective {objective[:40]}` is not known", hint=f"one of {', '.join(OBJECTIVES)}"
+        )
     return SearchOptions(
-        pin=parse_axes(pin, "--pin"), forbid=parse_axes(forbid, "--forbid"), top=top
+        pin=parse_axes(pin, "--pin"),
+        forbid=parse_axes(forbid, "--forbid"),
+        top=top,
+        objective=known,
+        devices=() if devices is None else parse_counts(devices, "--devices"),
     )
 
 

@@ -37,12 +37,21 @@ def run(
     ] = None,
     software: Annotated[
         str | None,
-        typer.Option(help="Training code whose speed is assumed without a profile [megatron]."),
+        typer.Option(
+            help="Training code to plan for where there is no profile: `list software` [pytorch]."
+        ),
     ] = None,
     pin: Annotated[
         list[str] | None, typer.Option(help="Only these: tp=4,8 or split=3,2,3.")
     ] = None,
     forbid: Annotated[list[str] | None, typer.Option(help="None of these: pp=1.")] = None,
+    objective: Annotated[
+        str, typer.Option(help="What is to be least: step, cost (device time per token), devices.")
+    ] = "step",
+    devices: Annotated[
+        str | None,
+        typer.Option(help="Use so many devices, leave others idle: 16,32.", show_default="all"),
+    ] = None,
     layout: Annotated[
         Path | None, typer.Option("--layout", help="Take this layout instead of searching.")
     ] = None,
@@ -58,7 +67,7 @@ def run(
     from profiler.catalog import resolve_cluster, resolve_model
     from profiler.codec import decode, encode, read_text
 
-    options = search_options(pin or [], forbid or [], top)
+    options = search_options(pin or [], forbid or [], top, objective, devices)
     spec = resolve_model(model)
     measured = read_profile(profile) if profile else None
     given = resolve_cluster(cluster) if cluster else None
@@ -69,8 +78,10 @@ def run(
     facts = measured or analytic_profile(spec, job, target, software)
     if layout is None:
         result = make_plan(spec, job, facts, options)
-    elif pin or forbid:
-        raise UserError("`--layout` leaves nothing to `--pin` or `--forbid`")
+    elif pin or forbid or devices or objective != "step":
+        raise UserError(
+            "`--layout` leaves nothing to `--pin`, `--forbid`, `--objective` or `--devices`"
+        )
     else:
         given_layout = decode(LayoutFile, read_text(layout), str(layout))
         result = plan_for(spec, job, facts, given_layout, str(layout))

@@ -2,11 +2,13 @@
 
 import textwrap
 
+from planner.objective import price_per_million_tokens, relative_cost
 from planner.plan import Candidate, Plan, StageMemory
 from planner.space import MEMORY_RULE, SENTENCES
 from profiler.cluster import ClusterSpec
 
 GIB = 2**30
+_BETTER = {"step": "faster", "cost": "cheaper", "devices": "faster on as many devices"}
 _BAR = 24
 
 
@@ -56,16 +58,40 @@ def considered(plan: Plan) -> str:
 
 def table(plan: Plan) -> list[str]:
     """The chosen layout and the alternatives, the best first."""
-    lines = [f"     {'layout':<39}{'step':>10}{'MFU':>7}{'peak':>10}{'vs best':>9}"]
-    best = plan.chosen.cost.step_s
-    for i, c in enumerate((plan.chosen, *plan.alternatives)):
-        versus = "chosen" if i == 0 else f"+{c.cost.step_s / best - 1:.1%}"
-        first, *more = textwrap.wrap(f"{c.config.label} {c.config.schedule}", 38)
+    shown = (plan.chosen, *plan.alternatives)
+    counted = plan.options.objective != "step" or any(idle(plan, c) for c in shown)
+    width = 30 if counted else 39
+    heads = f"{'devices':>9}" if counted else ""
+    lines = [f"     {'layout':<{width}}{heads}{'step':>10}{'MFU':>7}{'peak':>10}{'vs best':>9}"]
+    for i, c in enumerate(shown):
+        cost = relative_cost(plan.options, plan.chosen, c)
+        versus = "chosen" if i == 0 else f"+{max(0.0, cost - 1):.1%}"
+        first, *more = textwrap.wrap(f"{c.config.label} {c.config.schedule}", width - 1)
+        num = f"{c.config.num_devices:>9,}" if counted else ""
         lines.append(
-            f" {'✔' if i == 0 else ' '}   {first:<39}{seconds(c.cost.step_s):>10}"
+            f" {'✔' if i == 0 else ' '}   {first:<{width}}{num}{seconds(c.cost.step_s):>10}"
             f"{c.cost.mfu:>7.1%}{size(c.cost.peak_bytes):>10}{versus:>9}"
         )
         lines += [f"       {line}" for line in more]
+    return lines
+
+
+def idle(plan: Plan, candidate: Candidate) -> int:
+    """Devices of the cluster that a layout leaves idle."""
+    return plan.cluster.num_devices - candidate.config.num_devices
+
+
+def use_lines(plan: Plan) -> list[str]:
+    """Which devices work, and what they cost, where there is something to say."""
+    lines, total = [], plan.cluster.num_devices
+    if left := idle(plan, plan.chosen):
+        lines.append(f"Uses {total - left:,} of {total:,} devices; {left:,} stay idle")
+    if plan.options.objective == "cost":
+        e, num = plan.chosen.cost, plan.chosen.config.num_devices
+        lines.append(f"{num / e.tokens_per_s * 1e6 / 3600:.4g} device-hours per million tokens")
+    price = price_per_million_tokens(plan.chosen)
+    if price is not None:
+        lines.append(f"{price:.4g} per million tokens at the cluster's prices")
     return lines
 
 
@@ -121,7 +147,7 @@ def picture(plan: Plan) -> list[str]:
         config = plan.chosen.config
         layout = f"Given: {config.label} {config.schedule}"
         return [layout, split, "The cost model does not cover it: nothing is predicted"]
-    return [*table(plan), "", split, *memory_bars(plan), ""]
+    return [*table(plan), "", *use_lines(plan), split, *memory_bars(plan), ""]
 
 
 def split_lines(candidate: Candidate) -> list[str]:
@@ -155,9 +181,10 @@ def proof(plan: Plan) -> str:
     if plan.bound_s:
         open_gap = (e.step_s - plan.bound_s) / e.step_s
         lines.append(
-            "No layout of the space is faster"
+            f"No layout of the space is {_BETTER[plan.options.objective]}"
             if open_gap < 1e-9
-            else f"No layout of the space is more than {open_gap:.1%} faster (proven bound)"
+            else f"No layout of the space is more than {open_gap:.1%} "
+            f"{_BETTER[plan.options.objective]} (proven bound)"
         )
     software = plan.profile.software
     if e.measured_share:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch.recipe import Recipe
-from planner.layout import check_layout, runtime_refuses
+from planner.layout import check_devices_of, check_layout, runtime_refuses
 from planner.plan import Plan
 from profiler.errors import UserError
 from profiler.model_support import check_reference
@@ -47,18 +47,39 @@ def check_runnable(plan: Plan) -> None:
     )
     chosen = plan.chosen
     check_layout(plan.model, plan.job, chosen.config, chosen.placement, place=f"plan {plan.id}")
+    check_devices_of(plan.cluster, chosen.config, chosen.placement, place=f"plan {plan.id}")
     if why := runtime_refuses(chosen.config):
         raise UserError(
             f"the reference runtime does not train layout `{chosen.config.label}`: {why}",
             hint="plan without it, or launch with another framework",
             place=f"plan {plan.id}",
         )
-    names, nodes = chosen.placement.interfaces, plan.cluster.uniform.num_nodes
+    if len(plan.cluster.groups) > 1:
+        raise UserError(
+            f"plan `{plan.id}` is for {len(plan.cluster.groups)} kinds of node; the reference "
+            "launcher starts nodes of one kind",
+            hint="plan for one of them, or start the layout with a framework of yours",
+            place=f"plan {plan.id}",
+        )
+    if chosen.placement.devices:
+        raise UserError(
+            f"plan `{plan.id}` names the device of each rank, which the reference launcher does "
+            "not place",
+            hint="plan for the nodes that it may use",
+            place=f"plan {plan.id}",
+        )
+    names, (nodes, _) = chosen.placement.interfaces, nodes_of(plan)
     if names and len(names) != nodes:
         raise UserError(
             f"plan `{plan.id}` names {len(names)} network interfaces for {nodes} nodes",
             hint="give one for each node, in their order, or none",
         )
+
+
+def nodes_of(plan: Plan) -> tuple[int, int]:
+    """(nodes, devices of each) that the layout uses, the first of the cluster."""
+    num, per_node = plan.chosen.config.num_devices, plan.cluster.uniform.devices_per_node
+    return max(1, num // per_node), min(num, per_node)
 
 
 def torchrun(num_nodes: int, per_node: int, max_restarts: int = 0) -> tuple[str, ...]:
@@ -94,11 +115,10 @@ a store of its own: in torchrun's shared one they would find the addresses of th
 
 def command(plan: Plan, run_dir: Path, recipe: Recipe) -> Command:
     """The command that trains `plan` with its files, `recipe.json` among them, in `run_dir`."""
-    node = plan.cluster.uniform
     worker = (
         "-m", "launch.runtime.train",
         "--plan", str(run_dir / "plan.json"),
         "--run-dir", str(run_dir),
     )  # fmt: skip
-    start = torchrun(node.num_nodes, node.devices_per_node, recipe.max_restarts)
+    start = torchrun(*nodes_of(plan), recipe.max_restarts)
     return Command(argv=(*start, *worker), env=WORKER_ENV)

@@ -91,6 +91,7 @@ def traits_of(cells: Cells, name: str, tp: int, layers_per_stage: float) -> Soft
         fused_exchange=float(fused),
         overlap_exchange=float(recent or "a2a_overlap=true" in features),
         stalls=float(entry.stalls),
+        reduce_bytes=entry.reduce_bytes,
         **_recompute(cells, layers_per_stage),
     )
 

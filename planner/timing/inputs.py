@@ -108,11 +108,14 @@ def constants_of(values: dict[str, float]) -> Constants:
     return Constants(**values)
 
 
-def plan_software(*, flash: bool, sequence_parallel: bool, stalls: bool) -> Software:
+def plan_software(
+    *, flash: bool, sequence_parallel: bool, stalls: bool, reduce_bytes: float
+) -> Software:
     """A software whose layers the planner splits, with nothing else known of it."""
     return dataclasses.replace(
         Software(),
         flash=float(flash),
         sequence_parallel=float(sequence_parallel),
         stalls=float(stalls),
+        reduce_bytes=reduce_bytes,
     )

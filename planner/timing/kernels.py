@@ -19,17 +19,21 @@ TILE = 32768.0
 """Elements of the output tile of one multiprocessor, 256 x 128."""
 
 
-def matrix_s(hw: Machine, c: Constants, m: Num, n: Num, k: Num, *, low: bool = True) -> Num:
+def matrix_s(
+    hw: Machine, c: Constants, m: Num, n: Num, k: Num, *, low: bool = True, starved: Num = 0.0
+) -> Num:
     """One [m, k] x [k, n] product; 0 where a dimension is 0. `low`: in 8 or 4 bits if the job is.
 
-    Sizes in elements.
+    Sizes in elements; `starved`: rows m at which its group of products is half as fast. It adds to
+    the last wave, so that fewer rows never take longer.
     """
     rate = hw.peak * c.matrix_efficiency
     if low:
         rate = np.where(hw.low > 0, hw.peak_low * c.low_efficiency, rate)
     flops = 2.0 * m * n * k
     outputs = np.maximum(m * n, 1.0)
-    fill = (1 + c.matrix_depth / np.maximum(k, 1.0)) * (1 + c.wave_tail * hw.units * TILE / outputs)
+    few = c.wave_tail * hw.units * TILE / outputs + starved / np.maximum(m, 1e-9)
+    fill = (1 + c.matrix_depth / np.maximum(k, 1.0)) * (1 + few)
     moved = hw.element_bytes * (m * k + n * k + m * n)
     return np.where(flops > 0, np.maximum(flops / rate * fill, moved / (0.8 * hw.memory_rate)), 0.0)
 

@@ -21,6 +21,9 @@ RING, ALL_GATHER, ULYSSES, HYBRID = (
     CP_METHODS.index(m) for m in ("ring", "all_gather", "ulysses", "hybrid")
 )
 SELECTIVE, FULL = 1, 2
+LATENT_OPS = 12.0
+"""Operations that latent attention has beyond others: down and up projections of q and k/v, two
+norms, and the parts with and without position put together (DeepSeek-V2, equations 37 to 47)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,14 +169,17 @@ def _with_experts(
     held = np.maximum(shape.experts / split.ep, 1.0)
     each = np.maximum(routed / held, 1e-9)
     # A group of small products starves the device below peak / memory rate tokens each.
-    starved = 1 + c.group_depth * (hw.peak / hw.memory_rate / 156.0) / each
-    experts = held * (matrix_s(hw, c, each, up, h) + matrix_s(hw, c, each, h, x)) * starved
+    starved = c.group_depth * (hw.peak / hw.memory_rate / 156.0)
+    experts = matrix_s(hw, c, each, up, h, starved=starved)
+    experts = held * (experts + matrix_s(hw, c, each, h, x, starved=starved))
     y = shape.shared_ffn / split.tp
     shared = matrix_s(hw, c, tokens, (1 + shape.gated) * y, h) + matrix_s(hw, c, tokens, h, y)
     router = matrix_s(hw, c, tokens / split.tp, shape.experts, h, low=False)
     low = np.where(hw.low > 0, c.cast_passes, 0.0)
-    passes = (hw.element_bytes * c.routed_passes * (2 * h + up) + low * (h + up)) * routed
+    passes = (hw.element_bytes * c.routed_passes * up + low * (h + up)) * routed
     passes = passes + hw.element_bytes * c.activation_passes * (1 + shape.gated) * y * tokens
+    # Sorting tokens by expert and back belongs to the exchange: what hides it hides both.
+    sorting = stream_s(hw, c, hw.element_bytes * c.routed_passes * h * routed)
     exchange = exchange_s(hw, c, hw.element_bytes * sent * h, split.ep * split.etp)
     fused = np.where(sw.fused_exchange > 0, c.fused_exchange, 1.0)
     hidden = np.where(sw.overlap_exchange > 0, c.exposed_exchange, 1.0)
@@ -185,8 +191,8 @@ def _with_experts(
         attention=mixer.attention,
         attention_backward=mixer.attention_backward,
         stream=mixer.stream + stream_s(hw, c, passes),
-        expert=np.where(split.ep > 1, 2 * exchange * fused * hidden, 0.0),
-        ops=c.moe_ops + waits * c.expert_ops * held,
+        expert=2 * (np.where(split.ep > 1, exchange * fused, 0.0) + sorting) * hidden,
+        ops=c.moe_ops + waits * c.expert_ops * held + LATENT_OPS * (shape.kv_lora > 0),
     )
 
 

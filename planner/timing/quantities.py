@@ -147,6 +147,8 @@ class Software:
     """...beside the computation of another micro-batch."""
     stalls: Num = 0.0
     """Collectives of tensor parallelism wait for a pending receive from another node (nanotron)."""
+    reduce_bytes: Num = 4.0
+    """Per parameter in the reduction of gradients."""
     recompute_full: Num = 0.0
     """Further share of the layers that runs forward again."""
     recompute_matrix: Num = 0.0

@@ -29,8 +29,6 @@ from planner.timing.quantities import Constants, Machine, Num, Shape, Software, 
 
 ZERO_BUBBLE = SCHEDULES.index("zero_bubble")
 V_SHAPED = (SCHEDULES.index("zbv"), SCHEDULES.index("dualpipev"))
-GRAD_BYTES = 4.0
-"""Per parameter in the reduction of gradients: fp32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +84,7 @@ def rank_params(shape: Shape, split: Split) -> Params:
     shared = matrices * shape.shared_ffn + h * shape.experts
     layer = mixer + dense_share * matrices * shape.ffn + moe_share * shared
     expert = moe_share * matrices * shape.expert_ffn * shape.experts / (split.ep * split.etp)
-    ends = np.where(split.pp > 1, 0.5, 1.0) * np.where(shape.tied > 0, 1.0, 2.0)
+    ends = np.where((split.pp > 1) | (shape.tied > 0), 1.0, 2.0)
     table = shape.vocab * h * ends
     layers = shape.num_layers / split.pp
     return Params(
@@ -130,7 +128,7 @@ def compose(
     params = rank_params(shape, split)
     per_rank = shape.num_layers / p
     total, exposed = _reduction_s(
-        shape, split, hw, c, params, forward * per_rank, (inputs + weights) * per_rank
+        shape, split, hw, sw, c, params, forward * per_rank, (inputs + weights) * per_rank
     )
     update = _update_s(split, hw, c, params)
     late = 1 + c.straggler * np.log2(np.maximum(hw.num_devices / hw.per_node, 1.0))
@@ -210,7 +208,14 @@ def _send_s(shape: Shape, split: Split, hw: Machine, sw: Software, c: Constants)
 
 
 def _reduction_s(
-    shape: Shape, split: Split, hw: Machine, c: Constants, params: Params, f: Num, b: Num
+    shape: Shape,
+    split: Split,
+    hw: Machine,
+    sw: Software,
+    c: Constants,
+    params: Params,
+    f: Num,
+    b: Num,
 ) -> tuple[Num, Num]:
     """(all, exposed) seconds of gradients' reduction and weights' gathering in a step.
 
@@ -219,15 +224,15 @@ def _reduction_s(
     data, shards, tp = split.data_ranks, split.shard_ranks, split.tp
     copies = np.maximum(data / shards, 1.0)
     zero = split.zero > 0
-    scatter = collective_s(hw, c, GRAD_BYTES * params.dense, shards, tp)
+    scatter = collective_s(hw, c, sw.reduce_bytes * params.dense, shards, tp)
     across = collective_s(
-        hw, c, GRAD_BYTES * params.dense / shards, copies, tp * shards, reduces=True
+        hw, c, sw.reduce_bytes * params.dense / shards, copies, tp * shards, reduces=True
     )
     gather = collective_s(hw, c, hw.element_bytes * params.dense, shards, tp)
     inner = split.ep * split.etp
     experts = split.expert_data_ranks
-    reduced = collective_s(hw, c, GRAD_BYTES * params.experts, experts, inner)
-    back = np.where(zero, hw.element_bytes, GRAD_BYTES) * params.experts
+    reduced = collective_s(hw, c, sw.reduce_bytes * params.experts, experts, inner)
+    back = np.where(zero, hw.element_bytes, sw.reduce_bytes) * params.experts
     once = scatter + across + gather + reduced + collective_s(hw, c, back, experts, inner)
     left = np.maximum(once - c.covered_reduction * b, c.least_reduction * once)
     weights = hw.element_bytes * params.dense

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge
 
-from profiler.catalog.load import load_device, unknown_name
+from profiler.catalog.load import CatalogItem, load_device, unknown_name
 from profiler.cluster import NodeGroup
 from profiler.codec import decode, read_text, record
 from profiler.profile import Software
@@ -68,6 +68,8 @@ class SoftwareEntry:
     """Splits layers by itself for equal parameters of the stages (nanotron)."""
     stalls: bool = False
     recipe: str
+    reduce_bytes: Annotated[float, Ge(1)] = 4.0
+    only: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def facts(self, name: str) -> Software:
         """What a profile holds of it."""
@@ -77,6 +79,8 @@ class SoftwareEntry:
             sequence_parallel=self.sequence_parallel,
             stalls=self.stalls,
             recipe=self.recipe,
+            reduce_bytes=self.reduce_bytes,
+            only=self.only,
         )
 
 
@@ -92,6 +96,12 @@ def load_all_software() -> dict[str, SoftwareEntry]:
     """The catalogue's training software by name."""
     path = _ROOT / "software.yaml"
     return decode(dict[str, SoftwareEntry], read_text(path), str(path))
+
+
+def list_software() -> tuple[CatalogItem, ...]:
+    """Names and descriptions of the training software."""
+    known = load_all_software().items()
+    return tuple(CatalogItem(name=n, description=e.description) for n, e in sorted(known))
 
 
 def load_software(name: str) -> SoftwareEntry:

@@ -1,81 +1,197 @@
-"""Speed of planning, each figure beside what it is compared with, in one run on one core.
+"""Speed of planning: large questions, growth with the cluster, the simulator by itself.
 
-`make bench` prints a table: median of repeated, interleaved runs, and the ratio. Times on a busy
-machine move together, so the ratios are what to quote.
+`python -P -m tests.accuracy.bench [--write]`; `--write` keeps docs/benchmarks/planning.md. Each
+question is answered in fresh processes, on one core: by `make_plan` with timers around its
+parts, and by the whole command. Times are the best of `REPEATS`, since others only add to them.
 """
 
-import statistics
+import argparse
+import contextlib
+import importlib
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
 
+import numpy as np
+
+from launch.artifact import write_atomic
+from launch.cli.terminal import note
 from planner.config import ScheduleName
-from planner.cost import CostModel
 from planner.dependencies import forget_graphs
-from planner.estimate import estimate
 from planner.plan import SearchOptions
+from planner.program import Batch, Program
 from planner.schedules import table_of
 from planner.search import make_plan
-from planner.simulate import Batch, Program, simulate, simulate_many
-from planner.today import Facts, enumerate_layouts, first_broken
+from planner.simulate import simulate, simulate_many
+from planner.space import MEMORY_RULE
 from profiler.analytic import analytic_profile
 from profiler.catalog import resolve_cluster, resolve_model
 from profiler.job import JobSpec
+from tests.accuracy.bench_page import Answer, Bar, Case, SimulatorRow, page
 
-REPEATS = 5
-OPTIONS = SearchOptions(pin={}, forbid={})
+PAGE = Path(__file__).parents[2] / "docs" / "benchmarks" / "planning.md"
+REPEATS = 3
+FAST, LARGE = Bar(seconds=5.0, rate=1e6), Bar(seconds=20.0, bytes=2 * 2**30)
+CASES = (
+    Case("gpt3-175b", "h100-512x8", 1536, 2048, FAST),
+    Case("deepseek-v3", "deepseek-h800-256", 15360, 4096, LARGE),
+    Case("llama3.1-405b", "dgx-h100-2048", 2048, 8192, LARGE),
+    Case("llama3.1-405b", "dgx-h100-2048", 128, 131072, LARGE),
+    Case("mixtral-8x22b", "h100-32x8", 1024, 4096),
+    Case("qwen3-235b-a22b", "h100-32x8", 1024, 4096),
+)
+GROWTH = tuple(Case("llama3-70b", f"h100-{8 << k}x8", 4096, 4096) for k in range(9))
+SHAPES: tuple[tuple[ScheduleName, int, int, int], ...] = (
+    ("1f1b", 64, 1, 512),
+    ("gpipe", 64, 1, 512),
+    ("zero_bubble", 64, 1, 512),
+    ("interleaved", 16, 4, 512),
+    ("zbv", 16, 2, 512),
+    ("dualpipev", 16, 2, 512),
+    ("1f1b", 8, 1, 64),
+    ("1f1b", 4, 1, 16),
+)
+PARTS = (
+    ("planner.screening", "enumerate_layouts", "enumeration"),
+    ("planner.analytic", "_distinct", "layer times"),
+    ("planner.analytic:AnalyticCosts", "_layers", "layer times"),
+    ("planner.analytic:AnalyticCosts", "_bounds", "bounds"),
+    ("planner.analytic:AnalyticCosts", "_peaks", "memory"),
+    ("planner.analytic:AnalyticCosts", "_room", "memory"),
+    ("planner.analytic:AnalyticCosts", "_steps", "closed form"),
+    ("planner.search", "screen_all", "keeping the best"),
+    ("planner.analytic:AnalyticCosts", "prepare", "preparing"),
+    ("planner.search", "simulate", "simulation"),
+    ("planner.search", "estimate", "estimates"),
+    ("planner.search", "plan_id", "identity"),
+)
+"""(module or class, function, part that it counts as): each less those that it calls."""
 
 
-def pair(a: Callable[[], object], b: Callable[[], object]) -> tuple[float, float]:
-    """Median seconds of two thunks, run in turn."""
-    times: tuple[list[float], list[float]] = ([], [])
+@dataclass(slots=True)
+class Timers:
+    """Seconds of parts, each without the parts inside it, and of whole screening."""
+
+    own: dict[str, float] = field(default_factory=dict)
+    whole: dict[str, float] = field(default_factory=dict)
+    _inside: list[float] = field(default_factory=lambda: [0.0])
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Count what runs inside as this part."""
+        begin = time.perf_counter()
+        self._inside.append(0.0)
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - begin
+            self.own[name] = self.own.get(name, 0.0) + seconds - self._inside.pop()
+            self.whole[name] = self.whole.get(name, 0.0) + seconds
+            self._inside[-1] += seconds
+
+    def around(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, counted; of a generator, what it takes to its next value."""
+
+        def counted(*args: Any, **named: Any) -> Any:
+            with self.part(name):
+                result = function(*args, **named)
+            return self._each(name, result) if isinstance(result, Iterator) else result
+
+        return counted
+
+    def _each(self, name: str, values: Iterator[Any]) -> Iterator[Any]:
+        nothing = object()
+        while True:
+            with self.part(name):
+                value = next(values, nothing)
+            if value is nothing:
+                return
+            yield value
+
+
+@contextlib.contextmanager
+def timed_parts(timers: Timers) -> Iterator[None]:
+    """Timers around `PARTS` while this lasts."""
+    with contextlib.ExitStack() as stack:
+        for place, name, part in PARTS:
+            module, _, owner = place.partition(":")
+            holder: Any = importlib.import_module(module)
+            holder = getattr(holder, owner) if owner else holder
+            function = timers.around(part, getattr(holder, name))
+            stack.enter_context(mock.patch.object(holder, name, function))
+        yield
+
+
+def answer_here(case: Case) -> Answer:
+    """`make_plan` of a case, with timers around its parts."""
+    model, cluster = resolve_model(case.model), resolve_cluster(case.cluster)
+    job = JobSpec(global_batch=case.batch, seq_len=case.seq_len)
+    profile = analytic_profile(model, job, cluster)
+    timers = Timers()
+    with timed_parts(timers):
+        begin = time.perf_counter()
+        plan = make_plan(model, job, profile, SearchOptions(pin={}, forbid={}))
+        seconds = time.perf_counter() - begin
+    counts, step_s = plan.counts, plan.chosen.cost.step_s
+    parts = {**timers.own, "the rest": seconds - sum(timers.own.values())}
+    return Answer(
+        seconds=seconds,
+        screening_s=timers.whole["keeping the best"],
+        considered=counts.enumerated,
+        screened=counts.pruned + counts.simulated + counts.rejected.get(MEMORY_RULE, 0),
+        simulated=counts.simulated,
+        gap=1 - plan.bound_s / step_s,
+        layout=f"{plan.chosen.config.label} {plan.chosen.config.schedule}",
+        peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        parts=parts,
+    )
+
+
+def in_process(case: Case) -> Answer:
+    """The best of fresh processes that call `make_plan`."""
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "tests.accuracy.bench",
+        "--one",
+        json.dumps(asdict(case)),
+    ]
+    found = []
     for _ in range(REPEATS):
-        for thunk, kept in zip((a, b), times, strict=True):
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        found.append(Answer(**json.loads(done.stdout)))
+    return min(found, key=lambda a: a.seconds)
+
+
+def whole_command(case: Case) -> tuple[float, int]:
+    """(seconds, peak bytes) of `meshwright plan`, the best of fresh processes."""
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            sys.executable, "-P", "-m", "launch.cli.app", "-q", "plan", "-m", case.model,
+            "-c", case.cluster, "--global-batch", str(case.batch), "--seq-len", str(case.seq_len),
+            "-o", f"{folder}/plan.json",
+        ]  # fmt: skip
+        for _ in range(REPEATS):
             begin = time.perf_counter()
-            thunk()
-            kept.append(time.perf_counter() - begin)
-    return statistics.median(times[0]), statistics.median(times[1])
-
-
-def search_pair(model: str, cluster: str, batch: int) -> tuple[str, float, float]:
-    """The search against simulating every layout that fits."""
-    spec, target = resolve_model(model), resolve_cluster(cluster)
-    job = JobSpec(global_batch=batch, seq_len=8192)
-    profile = analytic_profile(spec, job, target)
-
-    def exhaustive() -> None:
-        costs = CostModel(spec, job, profile)
-        known = Facts(spec, job, costs.table, OPTIONS)
-        for config in enumerate_layouts(target.num_devices, job, spec):
-            prepared = None if first_broken(config, known) else costs.prepare(config)
-            if prepared and prepared.peak_bytes <= costs.capacity_bytes:
-                estimate(costs, prepared)
-
-    counts = make_plan(spec, job, profile, OPTIONS).counts
-    label = f"plan {model} on {cluster}, {counts.enumerated} layouts, {counts.simulated} simulated"
-    return label, *pair(lambda: make_plan(spec, job, profile, OPTIONS), exhaustive)
-
-
-def simulate_pair(num_stages: int, num_microbatches: int) -> tuple[str, float, float]:
-    """1F1B against GPipe of the same size."""
-
-    def program(name: ScheduleName) -> Program:
-        ones = (1.0,) * num_stages
-        return Program(
-            schedule=name,
-            num_microbatches=num_microbatches,
-            forward_s=ones,
-            input_s=ones,
-            weight_s=(0.0,) * num_stages,
-            send_forward_s=ones,
-            send_backward_s=ones,
-            bucket_s=ones,
-            sync_s=ones,
-            optimizer_s=ones,
-        )
-
-    one, other = program("1f1b"), program("gpipe")
-    label = f"simulate 1f1b, {num_stages} stages x {num_microbatches} micro-batches"
-    return label, *pair(lambda: simulate(one), lambda: simulate(other))
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+            _, status, used = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            if process.returncode:
+                sys.exit(f"{' '.join(command)} ended with {process.returncode}")
+            found.append((time.perf_counter() - begin, used.ru_maxrss * 1024))
+    return min(found)
 
 
 def one_program(schedule: ScheduleName, pp: int, vpp: int, num_microbatches: int) -> Program:
@@ -96,11 +212,9 @@ def one_program(schedule: ScheduleName, pp: int, vpp: int, num_microbatches: int
     )
 
 
-def simulator_times(
-    schedule: ScheduleName, pp: int, vpp: int, num_microbatches: int
-) -> tuple[float, float, float]:
+def simulator_row(schedule: ScheduleName, pp: int, vpp: int, num: int) -> SimulatorRow:
     """Seconds of a program's first simulation, of the next, and of one of 32 at once."""
-    program = one_program(schedule, pp, vpp, num_microbatches)
+    program = one_program(schedule, pp, vpp, num)
     batch = Batch.of([program] * 32)
 
     def first() -> None:
@@ -108,43 +222,51 @@ def simulator_times(
         table_of.cache_clear()
         simulate(program)
 
-    cold, warm = pair(first, lambda: simulate(program))
-    many, _ = pair(lambda: simulate_many(batch), lambda: None)
-    return cold, warm, many / 32
+    return SimulatorRow(
+        label=f"{schedule}, {pp} ranks x {vpp} x {num} micro-batches",
+        first_s=best_of(first),
+        again_s=best_of(lambda: simulate(program)),
+        one_of_many_s=best_of(lambda: simulate_many(batch)) / 32,
+    )
 
 
-def print_simulator() -> None:
-    """Times of the simulator by itself."""
-    shapes: list[tuple[ScheduleName, int, int, int]] = [
-        ("1f1b", 64, 1, 512),
-        ("gpipe", 64, 1, 512),
-        ("zero_bubble", 64, 1, 512),
-        ("interleaved", 16, 4, 512),
-        ("zbv", 16, 2, 512),
-        ("dualpipev", 16, 2, 512),
-        ("1f1b", 8, 1, 64),
-        ("1f1b", 4, 1, 16),
-        ("1f1b", 1, 1, 64),
-    ]
-    print(f"\n{'simulate, ms':<38}{'first':>10}{'again':>10}{'one of 32':>12}")
-    for schedule, pp, vpp, num in shapes:
-        label = f"{schedule}, {pp} ranks x {vpp} stages x {num}"
-        times = [seconds * 1e3 for seconds in simulator_times(schedule, pp, vpp, num)]
-        print(f"{label:<38}{times[0]:>10.3f}{times[1]:>10.3f}{times[2]:>12.3f}")
+def best_of(thunk: Callable[[], object]) -> float:
+    """Least seconds of `REPEATS` calls."""
+    times = []
+    for _ in range(REPEATS):
+        begin = time.perf_counter()
+        thunk()
+        times.append(time.perf_counter() - begin)
+    return min(times)
 
 
 def main() -> None:
-    """Print the tables."""
-    rows = [
-        (*search_pair("llama3-8b", "h100-2x8", 256), "simulate all that fit"),
-        (*search_pair("llama3-70b", "h100-32x8", 1024), "simulate all that fit"),
-        (*simulate_pair(16, 256), "gpipe"),
-        (*simulate_pair(64, 512), "gpipe"),
-    ]
-    for label, ours, theirs, other in rows:
-        print(f"{label:<72}{ours * 1e3:>9.1f} ms")
-        print(f"    against: {other:<60}{theirs * 1e3:>9.1f} ms   {theirs / ours:.2f}x")
-    print_simulator()
+    """Measure, print, and keep the page where asked."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(asdict(answer_here(Case(*json.loads(args.one))))))
+        return
+    answers, commands = [], []
+    for case in CASES:
+        note(f"planning {case.model} on {case.cluster}")
+        answers.append(in_process(case))
+        commands.append(whole_command(case))
+    note("planning for growing clusters")
+    growth = [in_process(case) for case in GROWTH]
+    text = page(
+        where=f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, "
+        f"numpy {np.__version__}, best of {REPEATS}",
+        cases=list(zip(CASES, answers, commands, strict=True)),
+        growth=list(zip(GROWTH, growth, strict=True)),
+        simulator=[simulator_row(*shape) for shape in SHAPES],
+    )
+    print(text)
+    if args.write:
+        PAGE.parent.mkdir(exist_ok=True)
+        write_atomic(PAGE, text)
 
 
 if __name__ == "__main__":

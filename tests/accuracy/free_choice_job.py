@@ -7,7 +7,7 @@ what differs is the layout, and the split of the layers, which the planner level
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from launch.published.runs import PublishedRun
@@ -16,16 +16,19 @@ from planner.config import ParallelConfig
 from planner.cost import cost_model
 from planner.layouts import Layouts
 from planner.plan import Candidate, SearchOptions
-from planner.predict import predict_steps
+from planner.predict import Run, predict_steps
 from planner.search import make_plan
 from planner.space import MEMORY_RULE, RULES
 from planner.timing.inputs import plan_software
 from profiler.analytic import analytic_profile
 from profiler.cluster import ClusterSpec
+from profiler.codec import replace
 from profiler.errors import UserError
 from profiler.profile import Profile
 
 NOTHING = SearchOptions(pin={}, forbid={}, top=0)
+SPACE, SOFTWARE, SEEN = "the whole space", "what the software has", "values seen in runs"
+"""Narrowings of the choice, each inside the one before."""
 COMPARED = ("tp", "pp", "vpp", "cp", "ep", "etp", "mbs", "zero", "recompute", "schedule")
 """Axes on which two layouts of a job differ; dp follows, and how far ZeRO shards is left out."""
 
@@ -59,9 +62,19 @@ class Job:
     profile: Profile
 
     @property
+    def run(self) -> Run:
+        """Any of them: they differ in layout alone."""
+        return self.runs[0].run
+
+    @property
+    def software(self) -> str:
+        """Name of the training software."""
+        return self.runs[0].software
+
+    @property
     def whole_nodes(self) -> bool:
         """The runs fill the nodes that the planner lays out."""
-        return self.profile.cluster.num_devices == self.runs[0].run.num_devices
+        return self.profile.cluster.num_devices == self.run.num_devices
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +122,7 @@ def published_of(job: Job) -> tuple[Published, ...]:
         flash=software.kernel != "none",
         sequence_parallel=software.sequence_parallel,
         stalls=software.stalls,
+        reduce_bytes=software.reduce_bytes,
     )
     best: dict[ParallelConfig, PublishedRun] = {}
     for each in sorted(job.runs, key=lambda r: r.step_s or float("inf")):
@@ -128,7 +142,7 @@ def published_of(job: Job) -> tuple[Published, ...]:
 def refusals(job: Job, config: ParallelConfig) -> tuple[str, ...]:
     """Why the search has not this layout: rules that it breaks, axes whose usual values lack its
     own, else memory."""
-    run = job.runs[0].run
+    run = job.run
     layouts = Layouts.from_configs([config])
     broken = [rule.id for rule in RULES if rule.mask(layouts, run.model, run.job)[0]]
     if run.job.global_batch % config.num_replicas and "batch" not in broken:
@@ -173,31 +187,44 @@ def differing(one: ParallelConfig, other: ParallelConfig) -> tuple[str, ...]:
     return tuple(axis for axis in COMPARED if mine[axis] != theirs[axis])
 
 
-def seen_values(runs: Sequence[PublishedRun]) -> dict[str, SearchOptions]:
-    """Software -> the values of each axis that its published runs have."""
+def seen_values(runs: Iterable[PublishedRun]) -> dict[str, dict[str, set[str]]]:
+    """Software -> axis -> the values that its published runs have."""
     seen: dict[str, dict[str, set[str]]] = {}
     for each in runs:
         table = seen.setdefault(each.software, {})
         for axis, value in axes_of(each.run.config).items():
             table.setdefault(axis, set()).add(value)
-    return {
-        software: SearchOptions(
-            pin={axis: tuple(sorted(values)) for axis, values in table.items()}
-            | {"cp_method": ("ring",)},
-            forbid={},
-            top=0,
-        )
-        for software, table in seen.items()
-    }
+    return seen
 
 
-def answer(job: Job, narrowings: dict[str, SearchOptions]) -> Answer:
+def unseen(config: ParallelConfig, seen: dict[str, set[str]]) -> list[str]:
+    """Axes on which the runs have another value than the layout, with the value where it is a
+    name."""
+    found = []
+    for axis, value in axes_of(config).items():
+        if value not in seen.get(axis, set()):
+            found.append(axis if value.isdigit() else f"{axis} {value}")
+    if config.cp > 1 and config.cp_method != "ring":  # rows do not say; ring is assumed
+        found.append(f"cp_method {config.cp_method}")
+    return found
+
+
+def answer(job: Job, seen: dict[str, set[str]]) -> Answer:
     """The planner's choices for a job beside its published layouts."""
     found = Answer(job, published_of(job))
-    run = job.runs[0].run
-    for name, options in narrowings.items():
+    software = job.profile.software
+    if software is None:
+        raise ValueError("the profile has no constants")
+    free = replace(job.profile, software=replace(software, only={}))
+    pins = {axis: tuple(sorted(values)) for axis, values in seen.items()}
+    narrow = SearchOptions(pin={**pins, "cp_method": ("ring",)}, forbid={}, top=0)
+    for name, profile, options in (
+        (SPACE, free, NOTHING),
+        (SOFTWARE, job.profile, NOTHING),
+        (SEEN, free, narrow),
+    ):
         try:
-            plan = make_plan(run.model, run.job, job.profile, options)
+            plan = make_plan(job.run.model, job.run.job, profile, options)
         except UserError as e:
             found.errors[name] = e.message
         else:

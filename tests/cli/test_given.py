@@ -15,21 +15,38 @@ def write(text: str) -> None:
     Path("layout.yaml").write_text(text)
 
 
+ROWS = [" ".join(f"{rank}{op}{k}" for op in "FB" for k in range(8)) for rank in range(4)]
+TABLE = f"pp: 4\nschedule: table\ntable: {json.dumps(ROWS)}\n"
+
+
 def test_a_layout_beyond_the_cost_model_is_planned_without_a_prediction(meshwright: Run) -> None:
-    write("pp: 2\ndp_shard: 2\nzero: 1\nschedule: zero_bubble\n")
+    write(TABLE)
     done = meshwright("plan", *ASK, "--layout", "layout.yaml")
     assert done.code == 0
-    assert "Given: tp1 pp2 dp1 shard2 zero1 mbs1 zero_bubble" in done.out
+    assert "Given: tp1 pp4 dp1 mbs1 table" in done.out
     assert "nothing is predicted" in done.out
     plan = json.loads(Path("plan.json").read_text())
     assert plan["chosen"]["estimate"] is None
-    assert plan["chosen"]["placement"]["stages"] == [[0, 5], [5, 10]]
+    assert plan["chosen"]["placement"]["stages"] == [[0, 3], [3, 6], [6, 8], [8, 10]]
     shown = meshwright("show", "plan.json")
     assert shown.code == 0
     assert "nothing is predicted" in shown.out
     assert max(len(line) for line in shown.out.splitlines()) <= 80
     assert meshwright("diff", "plan.json", "plan.json").code == 0
     assert meshwright("launch", "plan.json", "--dry-run").code == 0
+
+
+def test_a_layout_of_every_axis_is_predicted(meshwright: Run) -> None:
+    write("pp: 2\ndp_shard: 2\nzero: 1\nschedule: zero_bubble\n")
+    done = meshwright("plan", *ASK, "--layout", "layout.yaml")
+    assert done.code == 0
+    assert "One layout, given" in done.out
+    assert "zero_bubble" in done.out
+    assert "nothing is predicted" not in done.out
+    plan = json.loads(Path("plan.json").read_text())
+    assert plan["chosen"]["estimate"]["step_s"] > 0
+    assert len(plan["chosen"]["estimate"]["stages"]) == 2
+    assert plan["chosen"]["placement"]["stages"] == [[0, 5], [5, 10]]
 
 
 def test_a_layout_that_the_cost_model_covers_costs_what_the_search_says(meshwright: Run) -> None:
@@ -90,7 +107,7 @@ def test_a_layout_and_pins_exclude_each_other(meshwright: Run) -> None:
     write("tp: 4\n")
     done = meshwright("plan", *ASK, "--layout", "layout.yaml", "--pin", "tp=4")
     assert done.code == 1
-    assert "`--layout` leaves nothing to `--pin` or `--forbid`" in done.err
+    assert "`--layout` leaves nothing to `--pin`, `--forbid`" in done.err
 
 
 def test_no_such_layout_file(meshwright: Run) -> None:

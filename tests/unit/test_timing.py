@@ -205,10 +205,16 @@ def test_model_flops_of_a_step(name):
 def test_parameters_of_a_rank(name):
     spec = load_model(name)
     whole = rank_params(shape(name), ONE)
-    assert whole.dense + whole.experts == pytest.approx(spec.num_params, rel=0.015)
+    positions = spec.max_positions * spec.hidden_size
+    assert whole.dense + whole.experts == pytest.approx(spec.num_params - positions, rel=0.01)
     parts = rank_params(shape(name), split(tp=2, ep=4, etp=2))
     assert parts.dense * 2 == pytest.approx(whole.dense)
     assert parts.experts * 8 == pytest.approx(whole.experts)
+    # A pipeline's first and last ranks hold embedding and head, each whole also where they are one.
+    table = spec.vocab_size * spec.hidden_size
+    ends = rank_params(shape(name), split(pp=2))
+    layers = whole.dense - table * (1 if spec.tie_embeddings else 2)
+    assert ends.dense == pytest.approx(layers / 2 + table)
 
 
 def test_tensor_parallelism_shares_the_products():
@@ -288,8 +294,9 @@ def test_more_tokens_never_take_less(name):
     batches = split(micro_batch=np.arange(1.0, 65.0), tp=2, ep=2)
     dense, moe = layer_times(shape(name), batches, H100, Software(), FITTED)
     for layer in (dense, moe):
-        for seconds in (layer.forward_s, layer.input_s, layer.weight_s):
-            assert np.all(np.diff(seconds) >= 0)
+        # Where the host is slower, backward as a whole is its time, and `input_s` the rest of it.
+        for seconds in (layer.forward_s, layer.input_s + layer.weight_s, layer.weight_s):
+            assert np.all(np.diff(seconds) >= -1e-12)
     steps = [step_times(shape(name, s), ONE, H100, Software(), FITTED).step_s
              for s in (512, 1024, 2048, 4096, 8192, 16384)]  # fmt: skip
     assert steps == sorted(steps)

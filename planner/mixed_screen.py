@@ -1,0 +1,358 @@
+"""Pipelines over several kinds of node as arrays: which are worth pricing.
+
+With t_r the work of rank r for one micro-batch and m micro-batches, 1f1b needs for every rank
+sum of the t before it + m * t_r. If a layer takes 1 / w_r on rank r, then by linear duality
+
+    step >= layers / sum of y,   y_r = max(0, w_r - sum of the later y) / m
+
+which for runs of equal ranks has a closed form (`_reach`). This bound prunes; the closed form
+(m - 1) * T + p * T with T = layers / sum of w ranks the rest. `refine` makes T a level that whole
+layers reach, and adds the reduction of gradients.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from planner.layouts import Ints, Layouts
+from planner.mixed_costs import MixedCosts
+from planner.mixed_space import Fillings, meshes
+from planner.plan import SearchOptions
+from planner.space import MEMORY_RULE
+from planner.timing.inputs import split_of
+from planner.timing.quantities import Array, Num
+
+POOL = 20_000
+"""Pipelines whose closed form is refined."""
+_CELLS = 2**20
+"""Meshes x fillings that are bounded at once, about."""
+
+
+@dataclass(slots=True, eq=False)
+class Pool:
+    """Pipelines: meshes with their fillings."""
+
+    mesh: Ints
+    """Position among the meshes."""
+    order: Ints
+    """Position in `Fillings.orders`."""
+    counts: Ints
+    """[n, groups]: pipeline ranks of each group of the cluster."""
+    bound: Array
+    """Score that none of its schedules is below."""
+    rough: Array
+    """Score by closed form."""
+
+    def __len__(self) -> int:
+        return len(self.bound)
+
+    def take(self, chosen: Ints) -> "Pool":
+        """Some of them."""
+        return Pool(*(getattr(self, name)[chosen] for name in _COLUMNS))
+
+    @classmethod
+    def concat(cls, parts: "list[Pool]") -> "Pool":
+        """One after another."""
+        return cls(*(np.concatenate([getattr(p, name) for p in parts]) for name in _COLUMNS))
+
+
+_COLUMNS = ("mesh", "order", "counts", "bound", "rough")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Screened:
+    """What screening leaves."""
+
+    layouts: Layouts
+    """The meshes; their pp means nothing."""
+    orders: list[tuple[int, ...]]
+    pool: Pool
+    """The best first."""
+    num_valid: int
+    """Pipelines that break no rule, before memory."""
+    least_left: float
+    """Least bound of those cut or dropped."""
+
+
+def price_weights(costs: MixedCosts, options: SearchOptions) -> list[float]:
+    """Of each group, the factor that a device has in a score; all 0: devices have none."""
+    if options.objective != "cost":
+        return [0.0] * len(costs.kinds)
+    prices = [kind.group.price_per_hour for kind in costs.kinds]
+    return [float(p) for p in prices if p] if all(prices) else [1.0] * len(prices)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Rates:
+    """Of meshes on one kind: seconds of a mean layer, of the head, of a message between nodes."""
+
+    layer: Array
+    dense: Array
+    moe: Array
+    head: Array
+    send: Array
+    fixed_bytes: Array
+    layer_bytes: Array
+    """Of a layer, without what is in flight."""
+    flight_bytes: Array
+    """Of a layer and a micro-batch in flight."""
+
+
+def screen(
+    costs: MixedCosts, options: SearchOptions, at_most: float, broken: Counter[str]
+) -> Screened | None:
+    """The best pipelines by closed form; None where no mesh is possible. Scores above `at_most` are
+    cut; what does not fit memory is counted in `broken`."""
+    fillings = Fillings(costs, options)
+    layouts = meshes(costs, options, fillings, broken)
+    if not len(layouts):
+        return None
+    rates = _rates(costs, layouts)
+    by_devices = options.objective == "devices"
+    empty = np.zeros(0, dtype=np.int64)
+    none = np.zeros((0, len(costs.kinds)), dtype=np.int64)
+    pool, total, left = Pool(empty, empty, none, np.empty(0), np.empty(0)), 0, float("inf")
+    for part in _parts(costs, options, fillings, layouts, rates):
+        total += part.bound.size
+        cut = part.bound > at_most
+        if cut.any():
+            left = min(left, float(part.bound[cut].min()))
+        fits = ~cut & _fits(costs, part, rates)
+        broken[MEMORY_RULE] += int(np.count_nonzero(~cut & ~fits))
+        mesh, filling = np.nonzero(fits)
+        more = Pool(
+            part.where[mesh], np.full(len(mesh), part.order), part.counts[filling],
+            part.bound[mesh, filling], part.rough[mesh, filling],
+        )  # fmt: skip
+        pool = Pool.concat([pool, more])
+        if len(pool) > 2 * POOL:
+            pool, left = _best(pool, layouts, by_devices, left)
+    pool, left = _best(pool, layouts, by_devices, left)
+    pool = refine(costs, options, layouts, fillings.orders, rates, pool)
+    return Screened(
+        layouts=layouts, orders=fillings.orders, pool=pool, num_valid=total, least_left=left
+    )
+
+
+def _best(pool: Pool, layouts: Layouts, by_devices: bool, left: float) -> tuple[Pool, float]:
+    """The `POOL` best, the best first; of objective `devices` those on the fewest."""
+    devices = pool.counts.sum(axis=1) * layouts.stage_ranks[pool.mesh]
+    near = np.lexsort((pool.rough, devices if by_devices else 0 * devices))
+    if len(near) > POOL:
+        left = min(left, float(pool.bound[near[POOL:]].min()))
+    return pool.take(near[:POOL]), left
+
+
+def _rates(costs: MixedCosts, layouts: Layouts) -> list[_Rates]:
+    split, n = split_of(layouts, costs.job), len(layouts)
+    kinds = costs.model.blocks
+    num_moe = kinds.count("moe") + kinds.count("mtp")
+    num_dense = kinds.count("dense")
+    deep = dataclasses.replace(layouts, pp=np.full(n, 3, dtype=np.int32))
+
+    def held(layers: float) -> tuple[Array, Array]:
+        peaks = costs.peaks(deep, np.full((3, n), layers), one_micro_batch=True)
+        parts = (peaks.weights, peaks.grads, peaks.optimizer, peaks.buffers, peaks.transient)
+        still = sum(np.broadcast_to(part, (3, n))[1] for part in parts)
+        return np.asarray(still), np.broadcast_to(peaks.activations, (3, n))[1]
+
+    (still_1, kept_1), (still_2, kept_2) = held(1.0), held(2.0)
+    each = still_2 - still_1
+    found = []
+    for kind in costs.kinds:
+        step, head = costs.times(kind, split)
+        dense, moe = (
+            np.broadcast_to(np.asarray(x.forward_s + x.input_s + x.weight_s), (n,))
+            for x in (step.dense, step.moe)
+        )
+        send = costs.send_s(split, kind, kind, float("inf"))
+        found.append(
+            _Rates(
+                layer=(num_dense * dense + num_moe * moe) / (num_dense + num_moe),
+                dense=dense,
+                moe=moe,
+                head=np.broadcast_to(np.asarray(sum(head)), (n,)),
+                send=np.broadcast_to(np.asarray(send), (n,)),
+                fixed_bytes=still_1 - each,
+                layer_bytes=each,
+                flight_bytes=kept_2 - kept_1,
+            )
+        )
+    return found
+
+
+@dataclass(slots=True, eq=False)
+class _Part:
+    """Meshes of one size x fillings of one order; arrays [mesh, filling]."""
+
+    order: int
+    groups: tuple[int, ...]
+    counts: Ints
+    micro_batches: Array
+    """[mesh, 1]"""
+    where: Ints
+    bound: Array
+    rough: Array
+
+
+def _parts(
+    costs: MixedCosts,
+    options: SearchOptions,
+    fillings: Fillings,
+    layouts: Layouts,
+    rates: list[_Rates],
+) -> Iterator[_Part]:
+    """All pipelines, in pieces of about `_CELLS`, with their bound and closed form."""
+    sizes, m_all = layouts.stage_ranks, layouts.num_microbatches(costs.job)
+    weights = price_weights(costs, options)
+    for size in np.unique(sizes):
+        chosen = np.flatnonzero(sizes == size)
+        for number, counts in enumerate(fillings.of(int(size))):
+            if not len(counts):
+                continue
+            late = np.asarray(costs.late(float(size), list(counts.T)))
+            price = _price(weights, counts, size)
+            step = max(1, _CELLS // len(counts))
+            for first in range(0, len(chosen), step):
+                where = chosen[first : first + step]
+                m = m_all[where][:, None].astype(np.float64)
+                groups = fillings.orders[number]
+                bound, rough = _closed_form(costs, groups, counts, rates, where, m)
+                yield _Part(
+                    order=number,
+                    groups=groups,
+                    counts=counts,
+                    micro_batches=m,
+                    where=where,
+                    bound=bound * late * price,
+                    rough=rough * late * price,
+                )
+
+
+def _price(weights: list[float], counts: Ints, size: Num) -> Num:
+    """Factor of a step in its score."""
+    return counts @ np.array(weights) * size if any(weights) else 1.0
+
+
+def _closed_form(
+    costs: MixedCosts,
+    groups: tuple[int, ...],
+    counts: Ints,
+    rates: list[_Rates],
+    where: Ints,
+    m: Array,
+) -> tuple[Array, Array]:
+    """(bound, closed form) of a step, before what late nodes add; seconds."""
+    kinds = costs.model.blocks
+    num_moe = kinds.count("moe") + kinds.count("mtp")
+    num_dense = kinds.count("dense")
+    of = {g: rates[g].layer[where][:, None] for g in groups}
+    dense = np.min([rates[g].dense[where][:, None] / of[g] for g in groups], axis=0)
+    moe = np.min([rates[g].moe[where][:, None] / of[g] for g in groups], axis=0)
+    last = groups[-1]
+    layers = num_dense * dense + num_moe * moe + rates[last].head[where][:, None] / of[last]
+    reach = _reach([(1 / of[g], counts[:, g][None, :]) for g in groups], m)
+    level = layers / sum(counts[:, g][None, :] / of[g] for g in groups)
+    depth = counts.sum(axis=1)[None, :]
+    send = np.max([rates[g].send[where][:, None] for g in groups], axis=0)
+    exposed = max(float(costs.kinds[g].constants.exposed_send) for g in groups)
+    rough = (m - 1 + depth) * level + 2 * send * (depth - 1 + m * exposed)
+    return layers / reach, rough
+
+
+def _reach(runs: list[tuple[Array, Array]], m: Array) -> Array:
+    """Sum of y over runs of (w, ranks), the last run first: each rank of a run moves the sum by
+    1 / m of its distance to w, if that is above it."""
+    total: Array = np.zeros(1)
+    for w, ranks in reversed(runs):
+        gap = np.maximum(w - total, 0.0)
+        total = np.maximum(total, w - gap * (1 - 1 / m) ** ranks)
+    return total
+
+
+def _fits(costs: MixedCosts, part: _Part, rates: list[_Rates]) -> Array:
+    """Whether the ranks of all groups together may have room for the layers: never false where they
+    have.
+
+    A rank with f micro-batches in flight has room for (room - fixed) / (layer + f * flight) layers,
+    convex in f, so that the sum over consecutive f is at most the integral from half below to half
+    above.
+    """
+    m, room = part.micro_batches, np.zeros(part.bound.shape)
+    after: Array = np.zeros((1, len(part.counts)))
+    for g in reversed(part.groups):
+        rate, count = rates[g], part.counts[:, g][None, :]
+        free = costs.kinds[g].capacity_bytes - rate.fixed_bytes[part.where][:, None]
+        layer = rate.layer_bytes[part.where][:, None]
+        flight = np.maximum(rate.flight_bytes[part.where][:, None], 1.0)
+        low, high = np.minimum(after, m), np.minimum(after + count, m)
+        full = count - (high - low)  # ranks with all micro-batches in flight
+        within = np.log((layer + (high + 0.5) * flight) / (layer + (low + 0.5) * flight)) / flight
+        room += np.maximum(free, 0.0) * (within + full / (layer + m * flight))
+        after = after + count
+    # Dense layers before those with experts may need less than these.
+    needed = costs.model.num_layers - costs.model.first_dense_layers
+    return np.asarray(room >= needed * (1 - 1e-9))
+
+
+def refine(
+    costs: MixedCosts,
+    options: SearchOptions,
+    layouts: Layouts,
+    orders: list[tuple[int, ...]],
+    rates: list[_Rates],
+    pool: Pool,
+) -> Pool:
+    """The pool with a better closed form, the best first: whole layers, reductions and updates."""
+    if not len(pool):
+        return pool
+    few, groups = layouts.take(pool.mesh), range(len(costs.kinds))
+    split, m = split_of(few, costs.job), few.num_microbatches(costs.job).astype(np.float64)
+    layer = np.stack([rates[g].layer[pool.mesh] for g in groups], axis=1)
+    ends = np.array([order[-1] for order in orders])[pool.order]
+    head = np.stack([rates[g].head[pool.mesh] for g in groups], axis=1)
+    head = np.take_along_axis(head, ends[:, None], axis=1)[:, 0]
+    at_end = np.take_along_axis(layer, ends[:, None], axis=1)[:, 0]
+    num = float(costs.model.num_layers)
+    level = _level(num, layer, pool.counts, head, at_end)
+    held = np.minimum(np.floor(level[:, None] / layer + 1e-9), num) * (pool.counts > 0)
+    through = _least_work(num, held * pool.counts, layer) + head
+    used = pool.counts > 0
+    send = np.max([rates[g].send[pool.mesh] * used[:, g] for g in groups], axis=0)
+    exposed = max(float(kind.constants.exposed_send) for kind in costs.kinds)
+    after = np.zeros(len(pool))
+    for g in groups:
+        step = costs.rank_times(costs.kinds[g], split, np.maximum(held[:, g], 1.0))
+        rest = step.exposed_reduction_s + step.update_s + step.base_s
+        after = np.maximum(after, rest * used[:, g])
+    late = costs.late(few.stage_ranks, list(pool.counts.T))
+    depth = pool.counts.sum(axis=1)
+    busy = (m - 1) * level + through + 2 * send * (depth - 1 + m * exposed)
+    price = _price(price_weights(costs, options), pool.counts, few.stage_ranks)
+    pool = dataclasses.replace(pool, rough=(late * busy + after) * price)
+    return _best(pool, layouts, options.objective == "devices", 0.0)[0]
+
+
+def _level(num_layers: float, layer: Array, counts: Ints, head: Array, at_end: Array) -> Array:
+    """Least work of the fullest rank where each takes whole layers, and one the head besides."""
+    low = np.zeros(len(counts))
+    high = num_layers * layer.max(axis=1) + head
+    for _ in range(40):
+        middle = (low + high) / 2
+        taken = (np.floor(middle[:, None] / layer + 1e-9) * counts).sum(axis=1)
+        taken -= np.floor(middle / at_end + 1e-9) - np.floor((middle - head) / at_end + 1e-9)
+        enough = (taken >= num_layers) & (middle >= head)
+        low, high = np.where(enough, low, middle), np.where(enough, middle, high)
+    return high
+
+
+def _least_work(num_layers: float, most: Array, layer: Array) -> Array:
+    """Seconds of all layers, as many as can be on the fastest kind, then on the next."""
+    order = np.argsort(layer, axis=1)
+    most, layer = (np.take_along_axis(x, order, axis=1) for x in (most, layer))
+    before = np.cumsum(most, axis=1) - most
+    done: Array = (np.clip(num_layers - before, 0.0, most) * layer).sum(axis=1)
+    return done
