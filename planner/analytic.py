@@ -22,6 +22,7 @@ from planner.chain import (
     program_of,
 )
 from planner.config import ParallelConfig, Placement
+from planner.distinct import distinct_layers
 from planner.layouts import Ints, Layouts, is_one_of
 from planner.peak import RECIPES, Peaks, Recipe, stage_peaks
 from planner.plan import StageMemory
@@ -36,12 +37,10 @@ from planner.timing.quantities import Array, Machine, Num, rows
 from planner.timing.quantities import Software as TimedSoftware
 from planner.timing.step import Step, compose, head_s, step_times
 from profiler.job import JobSpec
-from profiler.model import ModelSpec
+from profiler.model import BlockKind, ModelSpec
 from profiler.profile import Profile, Software
+from solvers.balance import balance
 from solvers.partition import Stages
-
-_KEY = ("tp", "cp", "cp_method", "cp_heads", "ep", "etp", "micro_batch", "recompute")
-"""What the time of a layer depends on; and whether there is a pipeline, and several nodes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +106,7 @@ class AnalyticCosts:
 
     def screen(self, layouts: Layouts, cut_s: float) -> Screened:
         """See `planner.prepared.Costs`."""
-        code, unique = _distinct(layouts, self.node.devices_per_node)
+        code, unique = distinct_layers(layouts, self.node.devices_per_node)
         timed = self._layers(layouts.take(unique))
         bound = self._bounds(layouts, timed, code)
         kept = np.flatnonzero(bound <= cut_s)
@@ -186,17 +185,39 @@ class AnalyticCosts:
         key = np.stack([code, layouts.pp, layouts.vpp, v_shaped])
         _, first, inverse = np.unique(key, axis=1, return_index=True, return_inverse=True)
         few, code = layouts.take(first), code[first]
-        heads = head_s(self._shape, split_of(few, self.job), self._machine, self._constants)
+        costs = self._block_costs(few, timed, code)
         known: dict[tuple[int, int], Stages] = {}
         layers = []
         for position, config in enumerate(few.configs()):
             place = (int(code[position]), config.num_stages)
             if place not in known:
-                dense, moe = (rows(t, code[position]) for t in (timed.dense, timed.moe))
-                times = self._times(dense, moe, tuple(h[position] for h in heads))
-                known[place] = balanced_stages(self.model.blocks, times, config.num_stages)
+                each = {kind: cost[position] for kind, cost in costs.items()}
+                level = balance([each[kind] for kind in self.model.blocks], config.num_stages)
+                if level is None:
+                    raise ValueError(f"too few blocks for {config.num_stages} stages")
+                known[place] = level
             layers.append(self._held(config, known[place]))
         return np.array(layers).T[:, inverse.reshape(-1)]
+
+    def _block_costs(
+        self, layouts: Layouts, timed: _Timed, code: Ints
+    ) -> dict[BlockKind, list[float]]:
+        """Seconds of each kind of block for a micro-batch, forward and backward, per layout."""
+        num = len(layouts)
+
+        def listed(times: tuple[Num, Num, Num], chosen: Ints | slice) -> list[float]:
+            total = np.asarray(sum(times), dtype=np.float64)
+            each = total[chosen] if total.ndim else np.broadcast_to(total, (num,))
+            return [float(x) for x in each.tolist()]
+
+        dense, moe = (
+            listed((layer.forward_s, layer.input_s, layer.weight_s), code)
+            for layer in (timed.dense, timed.moe)
+        )
+        last = moe if self.model.num_moe_layers else dense
+        heads = head_s(self._shape, split_of(layouts, self.job), self._machine, self._constants)
+        head = listed(heads, slice(None))
+        return {"embed": [0.0] * num, "dense": dense, "moe": last, "mtp": last, "head": head}
 
     def _steps(self, layouts: Layouts, timed: _Timed, code: Ints) -> Step:
         def of(layer: Layer) -> Layer:
@@ -356,35 +377,3 @@ def _talk(layer: Layer) -> tuple[float, float]:
     """Exposed communication of a layer's (forward, backward), recomputation's left out."""
     once = _number(layer.tensor_s) + _number(layer.context_s) + _number(layer.expert_s)
     return once, once + _number(layer.context_s)
-
-
-def _distinct(layouts: Layouts, per_node: int) -> tuple[Ints, Ints]:
-    """(position among the distinct layer keys of each layout, a layout of each distinct key)."""
-    code = 2 * (layouts.pp > 1).astype(np.int64) + (layouts.num_devices > per_node)
-    size = 4
-    for name in _KEY:
-        values = getattr(layouts, name)
-        known, place = _ranks(values)
-        code = code * known + place
-        size *= known
-    if size > 1 << 24:
-        _, first, inverse = np.unique(code, return_index=True, return_inverse=True)
-        return inverse.reshape(-1), first
-    first = np.full(size, -1, dtype=np.int64)
-    first[code[::-1]] = np.arange(len(code))[::-1]
-    used = np.flatnonzero(first >= 0)
-    position = np.empty(size, dtype=np.int64)
-    position[used] = np.arange(len(used))
-    return position[code], first[used]
-
-
-def _ranks(values: Ints) -> tuple[int, Ints]:
-    """(number of distinct values, each value's place among them): for small positive values."""
-    most = int(values.max()) if len(values) else 0
-    if most < 1 << 20:
-        seen = np.zeros(most + 1, dtype=np.bool_)
-        seen[values] = True
-        place = np.cumsum(seen) - 1
-        return int(place[-1]) + 1, place[values]
-    known, inverse = np.unique(values, return_inverse=True)
-    return len(known), inverse.reshape(-1)

@@ -1,13 +1,17 @@
 """The cost model that a profile calls for: from its constants, or from its measured entries."""
 
 from planner.analytic import AnalyticCosts
+from planner.config import ParallelConfig, Placement
 from planner.measured import MeasuredCosts
+from planner.mixed_costs import MixedCosts
 from planner.prepared import Costs, Prepared
+from planner.simulate import simulate
+from planner.where import groups_of_ranks
 from profiler.job import JobSpec
 from profiler.model import ModelSpec
 from profiler.profile import Profile
 
-__all__ = ["CostModel", "Costs", "Prepared", "cost_model"]
+__all__ = ["CostModel", "Costs", "Prepared", "cost_model", "prepare_placed", "slowest"]
 
 
 def cost_model(model: ModelSpec, job: JobSpec, profile: Profile) -> Costs:
@@ -15,6 +19,45 @@ def cost_model(model: ModelSpec, job: JobSpec, profile: Profile) -> Costs:
     if profile.is_analytic:
         return AnalyticCosts(model, job, profile)
     return MeasuredCosts(model, job, profile)
+
+
+def prepare_placed(
+    model: ModelSpec, job: JobSpec, profile: Profile, config: ParallelConfig, placement: Placement
+) -> Prepared:
+    """A layout of a plan again, ready to simulate, on any cluster."""
+    kinds = groups_of_ranks(profile.cluster, config, placement)
+    used = sorted({g for own in kinds for g in own})
+    if len(profile.cluster.groups) == 1:
+        prepared = cost_model(model, job, profile).prepare(config, placement.stages)
+    elif len(used) == 1:
+        alone = AnalyticCosts(model, job, profile.of_group(used[0]))
+        prepared = alone.prepare(config, placement.stages)
+    elif all(len(own) == 1 for own in kinds):
+        mixed = MixedCosts(model, job, profile)
+        prepared = mixed.prepare(config, tuple(own[0] for own in kinds), placement.stages)
+    else:
+        nodes = sum(g.num_nodes for g in profile.cluster.groups)
+        each = [AnalyticCosts(model, job, profile.of_group(g, nodes)) for g in used]
+        found = slowest(each, config, placement)
+        prepared = None if found is None else found[1]
+    if prepared is None:
+        raise ValueError("the stages of a plan need no split")
+    return prepared
+
+
+def slowest(
+    kinds: list[AnalyticCosts], config: ParallelConfig, placement: Placement
+) -> tuple[AnalyticCosts, Prepared] | None:
+    """Of kinds of node that all work on every stage, the one that takes longest; None where a
+    layout does not fit all of them."""
+    ready = []
+    for costs in kinds:
+        prepared = costs.prepare(config, placement.stages)
+        if prepared is None or prepared.peak_bytes > costs.capacity_bytes:
+            return None
+        ready.append((simulate(prepared.program, prepared.sharing).step_s, costs, prepared))
+    _, costs, prepared = max(ready, key=lambda each: each[0])
+    return costs, prepared
 
 
 CostModel = cost_model

@@ -14,6 +14,7 @@ from planner.objective import relative_cost
 from planner.plan import TERMS, Candidate, Plan
 from planner.rules import CONFIG_RULES, UNPLACED_RULES
 from planner.simulate import Timeline, simulate
+from planner.where import capacities_of
 from planner.wording import gib, percent
 from profiler.codec import replace
 
@@ -83,14 +84,11 @@ def timeline_of(plan: Plan) -> Timeline:
     """The simulated step of the chosen layout; raises `UserError` where the plan has no estimate.
 
     The one place where explaining asks the cost model."""
-    from planner.cost import CostModel  # here: reasons need none
+    from planner.cost import prepare_placed  # here: reasons need none
 
     chosen = plan.chosen
     _ = chosen.cost
-    costs = CostModel(plan.model, plan.job, plan.profile)
-    prepared = costs.prepare(chosen.config, chosen.placement.stages)
-    if prepared is None:
-        raise ValueError("the stages of a plan need no split")
+    prepared = prepare_placed(plan.model, plan.job, plan.profile, chosen.config, chosen.placement)
     return simulate(prepared.program, prepared.sharing)
 
 
@@ -184,12 +182,14 @@ def _broken(plan: Plan, axis: str, value: int) -> str | None:
 def _limits(plan: Plan) -> dict[str, str]:
     """What holds the layout back: memory, and the costliest things besides matrix products."""
     e, job = plan.chosen.cost, plan.job
-    capacity = plan.cluster.uniform.device.memory_bytes
-    stage = max(range(len(e.stages)), key=lambda s: e.stages[s].memory.total_bytes)
+    capacities = capacities_of(plan.cluster, plan.chosen.config, plan.chosen.placement)
+    full = [s.memory.total_bytes / room for s, room in zip(e.stages, capacities, strict=True)]
+    stage = max(range(len(full)), key=lambda s: full[s])
+    capacity, held = capacities[stage], e.stages[stage].memory.total_bytes
     usable = capacity * (1 - job.memory_reserve)
     limits = {
-        "memory": f"stage {stage} is fullest: {gib(e.peak_bytes)} of {gib(capacity)}, "
-        f"{gib(max(0.0, usable - e.peak_bytes))} free beside the {job.memory_reserve:.0%} reserve"
+        "memory": f"stage {stage} is fullest: {gib(held)} of {gib(capacity)}, "
+        f"{gib(max(0.0, usable - held))} free beside the {job.memory_reserve:.0%} reserve"
     }
     parts = shares(plan.chosen)
     useful = {"matrix", "compute"}

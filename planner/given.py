@@ -114,6 +114,13 @@ def plan_for(
     memory than they have.
     """
     check_profile(model, job, profile)
+    if len(profile.cluster.groups) > 1:
+        raise UserError(
+            f"cluster `{profile.cluster.name}` mixes {len(profile.cluster.groups)} kinds of node, "
+            "for which no layout can be given",
+            hint="leave `--layout` out, or give one node group in the cluster file",
+            place=place,
+        )
     config = layout.config
     if config.num_devices != profile.cluster.num_devices:
         raise UserError(

@@ -7,10 +7,13 @@ model).
 
 from collections.abc import Callable
 
-from planner.config import ParallelConfig
+from planner.config import ParallelConfig, Placement
 from planner.plan import Plan, StageMemory
 from planner.reach import reach_of
+from planner.where import kinds_of_ranks
 from planner.wording import gib, percent, rate
+from profiler.cluster import NodeGroup
+from profiler.codec import replace
 
 SEARCHED = (
     "tp", "pp", "schedule", "vpp", "dp_replicate", "dp_shard", "zero", "cp", "cp_method", "ep",
@@ -32,8 +35,17 @@ def ground(plan: Plan, axis: str) -> str | None:
 
 def link_words(plan: Plan, axis: str) -> str:
     """Which link the groups of an axis use, how fast it is."""
-    config, group = plan.chosen.config, plan.cluster.uniform
-    reach = reach_of(config, plan.chosen.placement, group, axis)
+    config, placement = plan.chosen.config, plan.chosen.placement
+    if len(plan.cluster.groups) == 1:
+        return _link_words(config, placement, plan.cluster.uniform, axis)
+    kinds = {k.device.name: k for k in kinds_of_ranks(plan.cluster, config, placement)}
+    alone, plain = replace(config, pp=1), Placement(stages=placement.stages[:1])
+    words = [f"on {name} {_link_words(alone, plain, k, axis)}" for name, k in kinds.items()]
+    return ", ".join(words)
+
+
+def _link_words(config: ParallelConfig, placement: Placement, group: NodeGroup, axis: str) -> str:
+    reach = reach_of(config, placement, group, axis)
     if reach.domains == 1:
         where = "within a node" if reach.nodes == 1 else "within a domain of fast links"
         return f"{where}, {group.intra.name} ({rate(group.intra.bytes_per_s)} per device)"
@@ -60,12 +72,14 @@ def _fullest(plan: Plan) -> StageMemory:
 
 
 def _tp(plan: Plan) -> str:
-    config, group = plan.chosen.config, plan.cluster.uniform
+    config, groups = plan.chosen.config, plan.cluster.groups
     if config.tp == 1:
         return "layers are whole on a device: no collectives inside a layer"
-    reach = reach_of(config, plan.chosen.placement, group, "tp")
-    fills = reach.domains == 1 and config.tp == group.devices_per_domain
-    place = "fills the node; " if fills and reach.nodes == 1 else ""
+    place = ""
+    if len(groups) == 1:
+        reach = reach_of(config, plan.chosen.placement, groups[0], "tp")
+        fills = reach.domains == 1 and config.tp == groups[0].devices_per_domain
+        place = "fills the node; " if fills and reach.nodes == 1 else ""
     return f"{place}its collectives run {link_words(plan, 'tp')}{_exposed(plan, 'tensor')}"
 
 

@@ -17,15 +17,13 @@ import math
 from collections import Counter
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from planner.analytic import AnalyticCosts
 from planner.axes import pinned_stages
-from planner.config import ParallelConfig, Placement
+from planner.config import ParallelConfig
+from planner.cost import slowest
 from planner.estimate import estimate
-from planner.layouts import Layouts
-from planner.mixed_costs import Kinds, MixedCosts
-from planner.mixed_screen import screen
+from planner.mixed_costs import MixedCosts
+from planner.mixed_screen import Screened, screen
 from planner.objective import order_of, price_of
 from planner.plan import Candidate, Plan, SearchCounts, SearchOptions, plan_id
 from planner.prepared import Prepared
@@ -33,7 +31,7 @@ from planner.screening import Found
 from planner.search import counts_of, find, nothing_fits
 from planner.simulate import simulate
 from planner.space import MEMORY_RULE
-from planner.where import starts_of, used_of_groups
+from planner.where import starts_of
 from profiler.cluster import ClusterSpec
 from profiler.codec import replace
 from profiler.errors import UserError
@@ -42,7 +40,19 @@ from profiler.model import ModelSpec
 from profiler.profile import Profile
 
 MOST_PRICED = 200
+MOST_SEEDS = 20
 _NOTHING = SearchCounts(enumerated=0, rejected={}, pruned=0, simulated=0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A simulated layout."""
+
+    score: float
+    config: ParallelConfig
+    used: tuple[int, ...]
+    """Devices of each group that work."""
+    made: Candidate | Prepared
 
 
 @dataclass(slots=True)
@@ -51,46 +61,48 @@ class _Best:
 
     options: SearchOptions
     cluster: ClusterSpec
-    candidates: list[Candidate] = field(default_factory=list)
+    entries: list[_Entry] = field(default_factory=list)
     counts: list[SearchCounts] = field(default_factory=list)
     least: float = math.inf
     """Least score of the bounds of what was not simulated."""
 
     @property
     def worst(self) -> float:
-        """Score that a layout must stay below to be shown; inf where numbers of devices go first."""
-        full = len(self.candidates) > self.options.top and self.options.objective != "devices"
-        return self.score(self.candidates[-1]) if full else math.inf
+        """Score that a layout must stay below to be shown; inf where there is room for more, or
+        where numbers of devices go first."""
+        full = len(self.entries) > self.options.top and self.options.objective != "devices"
+        return self.entries[-1].score if full else math.inf
 
     @property
     def best(self) -> float:
         """Least score; inf where there is none, or where numbers of devices go first."""
-        if not self.candidates or self.options.objective == "devices":
+        if not self.entries or self.options.objective == "devices":
             return math.inf
-        return self.score(self.candidates[0])
+        return self.entries[0].score
 
-    def weight(self, candidate: Candidate) -> float:
-        """Factor of its step in its score."""
-        used = used_of_groups(self.cluster, candidate.config, candidate.placement)
+    @property
+    def fewest(self) -> int:
+        """Devices of the layout that uses fewest."""
+        numbers = [e.config.num_devices for e in self.entries]
+        return min(numbers, default=self.cluster.num_devices)
+
+    def weight(self, used: tuple[int, ...]) -> float:
+        """Factor of a step in its score where so many devices of each group work."""
         return weight_of_groups(self.options, self.cluster, used)
 
-    def score(self, candidate: Candidate) -> float:
-        """What is to be least."""
-        return candidate.cost.step_s * self.weight(candidate)
-
-    def add(self, candidates: list[Candidate]) -> None:
-        """Take those that are among the best."""
+    def add(self, step_s: float, made: Candidate | Prepared, used: tuple[int, ...]) -> None:
+        """Take a layout if it is among the best; of those that differ in sharding alone one."""
         by_devices = self.options.objective == "devices"
+        entry = _Entry(step_s * self.weight(used), made.config, used, made)
 
-        def key(c: Candidate) -> tuple[object, ...]:
-            return (c.config.num_devices if by_devices else 0, self.score(c), order_of(c.config))
+        def key(e: _Entry) -> tuple[object, ...]:
+            return (e.config.num_devices if by_devices else 0, e.score, order_of(e.config))
 
-        ordered = sorted([*self.candidates, *candidates], key=key)
-        kin: dict[object, Candidate] = {}
-        for each in ordered:
-            used = used_of_groups(self.cluster, each.config, each.placement)
-            kin.setdefault((replace(each.config, dp_replicate=1, dp_shard=1, zero=0), used), each)
-        self.candidates = list(kin.values())[: self.options.top + 1]
+        kin: dict[object, _Entry] = {}
+        for each in sorted([*self.entries, entry], key=key):
+            plain = replace(each.config, dp_replicate=1, dp_shard=1, zero=0)
+            kin.setdefault((plain, each.used), each)
+        self.entries = list(kin.values())[: self.options.top + 1]
 
 
 def weight_of_groups(options: SearchOptions, cluster: ClusterSpec, used: tuple[int, ...]) -> float:
@@ -118,28 +130,31 @@ def make_mixed_plan(
     best = _Best(options=options, cluster=profile.cluster)
     founds = [_alone(best, model, job, profile, g) for g in range(len(profile.cluster.groups))]
     _evenly(best, model, job, profile)
-    _mixed(best, MixedCosts(model, job, profile))
-    if not best.candidates:
+    costs = MixedCosts(model, job, profile)
+    _mixed(best, costs)
+    if not best.entries:
         raise _nothing_fits(model, profile, founds)
-    return _plan(best, model, job, profile)
+    return _plan(best, costs)
 
 
-def _plan(best: _Best, model: ModelSpec, job: JobSpec, profile: Profile) -> Plan:
-    chosen, *others = best.candidates
+def _plan(best: _Best, costs: MixedCosts) -> Plan:
+    chosen, *others = (
+        estimate(costs, e.made) if isinstance(e.made, Prepared) else e.made for e in best.entries
+    )
     front = [chosen]
     for each in others:
         if each.cost.peak_bytes < front[-1].cost.peak_bytes:
             front.append(each)
-    bound = min(best.least / best.weight(chosen), chosen.cost.step_s)
+    bound = min(best.least / best.weight(best.entries[0].used), chosen.cost.step_s)
     rejected: Counter[str] = Counter()
     for counts in best.counts:
         rejected.update(counts.rejected)
     plan = Plan(
         id="",
-        model=model,
-        job=job,
-        cluster=profile.cluster,
-        profile=profile,
+        model=costs.model,
+        job=costs.job,
+        cluster=costs.profile.cluster,
+        profile=costs.profile,
         options=best.options,
         chosen=chosen,
         alternatives=tuple(others),
@@ -178,7 +193,9 @@ def _alone(
     founds, found, simulated, least = find(costs, options, limit)
     best.counts.append(counts_of(founds, simulated))
     best.least = min(best.least, least * price)
-    best.add([_placed(c, profile.cluster, start) for c in found])
+    for each in found:
+        used = _only(profile.cluster, g, each.config.num_devices)
+        best.add(each.cost.step_s, _placed(each, profile.cluster, start), used)
     return costs, founds, options
 
 
@@ -201,7 +218,7 @@ def _evenly(best: _Best, model: ModelSpec, job: JobSpec, profile: Profile) -> No
     cluster, options = profile.cluster, best.options
     total = cluster.num_devices
     unlike = len({g.devices_per_node for g in cluster.groups}) > 1
-    fewer = options.objective == "devices" and best.candidates
+    fewer = options.objective == "devices" and bool(best.entries)
     if unlike or fewer or (options.devices and total not in options.devices):
         return
     nodes = sum(g.num_nodes for g in cluster.groups)
@@ -220,7 +237,9 @@ def _evenly(best: _Best, model: ModelSpec, job: JobSpec, profile: Profile) -> No
         best.least = min(best.least, least / founds[0].weight * price)
         pairs = [slowest(kinds, c.config, c.placement) for c in found]
         fitting = [pair for pair in pairs if pair is not None]
-        best.add([_priced(estimate(*pair), pair[0], cluster, used) for pair in fitting])
+        for pair in fitting:
+            made = _priced(estimate(*pair), pair[0], cluster, used)
+            best.add(made.cost.step_s, made, used)
         if fitting:
             return
 
@@ -229,20 +248,6 @@ def _speed(costs: AnalyticCosts, job: JobSpec) -> float:
     """FLOP/s that large products reach."""
     rate = costs.node.device.flops_per_s[job.precision]
     return rate * costs.profile.constants["matrix_efficiency"]
-
-
-def slowest(
-    kinds: list[AnalyticCosts], config: ParallelConfig, placement: Placement
-) -> tuple[AnalyticCosts, Prepared] | None:
-    """The kind that takes longest for a layout; None where it does not fit all of them."""
-    ready = []
-    for costs in kinds:
-        prepared = costs.prepare(config, placement.stages)
-        if prepared is None or prepared.peak_bytes > costs.capacity_bytes:
-            return None
-        ready.append((simulate(prepared.program, prepared.sharing).step_s, costs, prepared))
-    _, costs, prepared = max(ready, key=lambda each: each[0])
-    return costs, prepared
 
 
 def _priced(
@@ -260,34 +265,22 @@ def _priced(
 
 
 def _mixed(best: _Best, costs: MixedCosts) -> None:
-    """Pipelines over several groups."""
-    options, broken = best.options, Counter[str]()
+    """Pipelines over several groups; first few of them, whose best cut the others short."""
+    options = best.options
+    if options.objective != "devices":
+        seeds = replace(options, pin={"mbs": ("1",), "zero": ("0", "1"), **options.pin})
+        screened = screen(costs, seeds, best.worst, Counter())
+        if screened is not None:
+            _price(best, costs, screened, MOST_SEEDS)
+    broken = Counter[str]()
     screened = screen(costs, options, best.worst, broken)
     ruled_out = sum(broken.values()) - broken[MEMORY_RULE]
     if screened is None:
         best.counts.append(replace(_NOTHING, enumerated=ruled_out, rejected=dict(broken)))
         return
     best.least = min(best.least, screened.least_left)
-    pool, simulated, stages = screened.pool, 0, pinned_stages(options)
-    fewest = min(
-        (c.config.num_devices for c in best.candidates), default=costs.profile.cluster.num_devices
-    )
-    for position in range(len(pool)):
-        bound = float(pool.bound[position])
-        config, kinds = _pipeline(screened.layouts, screened.orders, pool.mesh, pool.order,
-                                  pool.counts, position)  # fmt: skip
-        if options.objective == "devices" and config.num_devices > fewest:
-            break
-        if simulated == MOST_PRICED or bound > best.worst * (1 + 1e-9):
-            best.least = min(best.least, bound)
-            continue
-        prepared = costs.prepare(config, kinds, stages)
-        if prepared is None or not costs.fits(prepared, kinds):
-            broken[MEMORY_RULE] += 1
-            continue
-        simulated += 1
-        best.add([estimate(costs, prepared)])
-        fewest = min(fewest, config.num_devices)
+    simulated, unfit = _price(best, costs, screened, MOST_PRICED, rest_counts=True)
+    broken[MEMORY_RULE] += unfit
     best.counts.append(
         SearchCounts(
             enumerated=screened.num_valid + ruled_out,
@@ -298,17 +291,31 @@ def _mixed(best: _Best, costs: MixedCosts) -> None:
     )
 
 
-def _pipeline(
-    layouts: Layouts,
-    orders: list[tuple[int, ...]],
-    mesh: np.ndarray,
-    order: np.ndarray,
-    counts: np.ndarray,
-    position: int,
-) -> tuple[ParallelConfig, Kinds]:
-    groups, held = orders[int(order[position])], counts[position]
-    kinds = tuple(g for g in groups for _ in range(int(held[g])))
-    return replace(layouts.config(int(mesh[position])), pp=len(kinds)), kinds
+def _price(
+    best: _Best, costs: MixedCosts, screened: Screened, most: int, *, rest_counts: bool = False
+) -> tuple[int, int]:
+    """Simulate up to `most` of what was screened, note the least bound of the rest if asked; (how
+    many were simulated, how many do not fit)."""
+    options, stages = best.options, pinned_stages(best.options)
+    pool, simulated, unfit = screened.pool, 0, 0
+    ranks = screened.layouts.stage_ranks[pool.mesh]
+    numbers = ranks * pool.counts.sum(axis=1)
+    for position in range(len(pool)):
+        bound = float(pool.bound[position])
+        if options.objective == "devices" and numbers[position] > best.fewest:
+            break
+        if simulated == most or bound > best.worst * (1 + 1e-9):
+            best.least = min(best.least, bound) if rest_counts else best.least
+            continue
+        config, kinds = screened.pipeline(position)
+        prepared = costs.prepare(config, kinds, stages)
+        if prepared is None or not costs.fits(prepared, kinds):
+            unfit += 1
+            continue
+        simulated += 1
+        used = tuple(int(n) for n in pool.counts[position] * ranks[position])
+        best.add(simulate(prepared.program).step_s, prepared, used)
+    return simulated, unfit
 
 
 def _nothing_fits(

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from planner.config import ParallelConfig
 from planner.layouts import Ints, Layouts
 from planner.mixed_costs import MixedCosts
 from planner.mixed_space import Fillings, meshes
@@ -24,6 +25,7 @@ from planner.plan import SearchOptions
 from planner.space import MEMORY_RULE
 from planner.timing.inputs import split_of
 from planner.timing.quantities import Array, Num
+from profiler.codec import replace
 
 POOL = 20_000
 """Pipelines whose closed form is refined."""
@@ -76,6 +78,14 @@ class Screened:
     least_left: float
     """Least bound of those cut or dropped."""
 
+    def pipeline(self, position: int) -> tuple[ParallelConfig, tuple[int, ...]]:
+        """One of the pool: its layout, and the group of each pipeline rank."""
+        held = self.pool.counts[position]
+        groups = self.orders[int(self.pool.order[position])]
+        kinds = tuple(g for g in groups for _ in range(int(held[g])))
+        config = self.layouts.config(int(self.pool.mesh[position]))
+        return replace(config, pp=len(kinds)), kinds
+
 
 def price_weights(costs: MixedCosts, options: SearchOptions) -> list[float]:
     """Of each group, the factor that a device has in a score; all 0: devices have none."""
@@ -115,18 +125,16 @@ def screen(
     empty = np.zeros(0, dtype=np.int64)
     none = np.zeros((0, len(costs.kinds)), dtype=np.int64)
     pool, total, left = Pool(empty, empty, none, np.empty(0), np.empty(0)), 0, float("inf")
-    for part in _parts(costs, options, fillings, layouts, rates):
-        total += part.bound.size
-        cut = part.bound > at_most
-        if cut.any():
-            left = min(left, float(part.bound[cut].min()))
-        fits = ~cut & _fits(costs, part, rates)
-        broken[MEMORY_RULE] += int(np.count_nonzero(~cut & ~fits))
-        mesh, filling = np.nonzero(fits)
-        more = Pool(
-            part.where[mesh], np.full(len(mesh), part.order), part.counts[filling],
-            part.bound[mesh, filling], part.rough[mesh, filling],
-        )  # fmt: skip
+    for part in _parts(costs, options, fillings, layouts, rates, at_most):
+        total += part.num_cut + len(part.pairs)
+        left = min(left, part.least_cut)
+        fits = _fits(costs, part.groups, rates, part.pairs)
+        broken[MEMORY_RULE] += int(np.count_nonzero(~fits))
+        some = part.pairs.take(np.flatnonzero(fits))
+        late = costs.late(layouts.stage_ranks[some.mesh], list(some.counts.T))
+        price = _price(price_weights(costs, options), some.counts, layouts.stage_ranks[some.mesh])
+        rough = _closed_form(costs, part.groups, rates, some) * late * price
+        more = Pool(some.mesh, np.full(len(some), part.order), some.counts, some.bound, rough)
         pool = Pool.concat([pool, more])
         if len(pool) > 2 * POOL:
             pool, left = _best(pool, layouts, by_devices, left)
@@ -184,18 +192,35 @@ def _rates(costs: MixedCosts, layouts: Layouts) -> list[_Rates]:
     return found
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
+class _Pairs:
+    """Meshes with fillings of one order."""
+
+    mesh: Ints
+    counts: Ints
+    """[n, groups]"""
+    bound: Array
+    micro_batches: Array
+
+    def __len__(self) -> int:
+        return len(self.mesh)
+
+    def take(self, chosen: Ints) -> "_Pairs":
+        """Some of them."""
+        return _Pairs(
+            self.mesh[chosen], self.counts[chosen], self.bound[chosen], self.micro_batches[chosen]
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Part:
-    """Meshes of one size x fillings of one order; arrays [mesh, filling]."""
+    """Pipelines of one order whose bound is not too high, and what was cut."""
 
     order: int
     groups: tuple[int, ...]
-    counts: Ints
-    micro_batches: Array
-    """[mesh, 1]"""
-    where: Ints
-    bound: Array
-    rough: Array
+    pairs: _Pairs
+    num_cut: int
+    least_cut: float
 
 
 def _parts(
@@ -204,32 +229,43 @@ def _parts(
     fillings: Fillings,
     layouts: Layouts,
     rates: list[_Rates],
+    at_most: float,
 ) -> Iterator[_Part]:
-    """All pipelines, in pieces of about `_CELLS`, with their bound and closed form."""
-    sizes, m_all = layouts.stage_ranks, layouts.num_microbatches(costs.job)
+    """All pipelines, in pieces of about `_CELLS`. Meshes whose most favourable filling is too slow
+    are cut with all their fillings."""
+    sizes = layouts.stage_ranks
+    m_all = layouts.num_microbatches(costs.job).astype(np.float64)
     weights = price_weights(costs, options)
     for size in np.unique(sizes):
-        chosen = np.flatnonzero(sizes == size)
+        of_size = np.flatnonzero(sizes == size)
         for number, counts in enumerate(fillings.of(int(size))):
             if not len(counts):
                 continue
-            late = np.asarray(costs.late(float(size), list(counts.T)))
-            price = _price(weights, counts, size)
+            groups = fillings.orders[number]
+            factor = np.asarray(costs.late(float(size), list(counts.T)))
+            factor = factor * _price(weights, counts, size)
+            most, m = counts.max(axis=0, keepdims=True), m_all[of_size][:, None]
+            least = _bounds(costs, groups, most, rates, of_size, m)[:, 0] * factor.min()
+            chosen = of_size[least <= at_most]
+            num_cut = (len(of_size) - len(chosen)) * len(counts)
+            least_cut = float(np.min(least, where=least > at_most, initial=np.inf))
             step = max(1, _CELLS // len(counts))
-            for first in range(0, len(chosen), step):
+            for first in range(0, max(1, len(chosen)), step):
                 where = chosen[first : first + step]
-                m = m_all[where][:, None].astype(np.float64)
-                groups = fillings.orders[number]
-                bound, rough = _closed_form(costs, groups, counts, rates, where, m)
-                yield _Part(
-                    order=number,
-                    groups=groups,
-                    counts=counts,
-                    micro_batches=m,
-                    where=where,
-                    bound=bound * late * price,
-                    rough=rough * late * price,
+                m = m_all[where][:, None]
+                bound = _bounds(costs, groups, counts, rates, where, m) * factor
+                mesh, filling = np.nonzero(bound <= at_most)
+                num_cut += bound.size - len(mesh)
+                least_cut = min(
+                    least_cut, float(np.min(bound, where=bound > at_most, initial=np.inf))
                 )
+                pairs = _Pairs(
+                    where[mesh], counts[filling], bound[mesh, filling], m_all[where[mesh]]
+                )
+                yield _Part(
+                    order=number, groups=groups, pairs=pairs, num_cut=num_cut, least_cut=least_cut
+                )
+                num_cut, least_cut = 0, float("inf")
 
 
 def _price(weights: list[float], counts: Ints, size: Num) -> Num:
@@ -237,30 +273,43 @@ def _price(weights: list[float], counts: Ints, size: Num) -> Num:
     return counts @ np.array(weights) * size if any(weights) else 1.0
 
 
-def _closed_form(
+def _bounds(
     costs: MixedCosts,
     groups: tuple[int, ...],
     counts: Ints,
     rates: list[_Rates],
     where: Ints,
     m: Array,
-) -> tuple[Array, Array]:
-    """(bound, closed form) of a step, before what late nodes add; seconds."""
+) -> Array:
+    """[mesh, filling]: seconds that no step is below, before what late nodes add."""
+    of = {g: rates[g].layer[where][:, None] for g in groups}
+    reach = _reach([(1 / of[g], counts[:, g][None, :]) for g in groups], m)
+    return np.asarray(_work(costs, groups, rates, where)[:, None] / reach)
+
+
+def _work(costs: MixedCosts, groups: tuple[int, ...], rates: list[_Rates], where: Ints) -> Array:
+    """Layers, the head counted as layers of the last group; each kind of block where it is
+    quickest by the measure of a mean layer."""
     kinds = costs.model.blocks
     num_moe = kinds.count("moe") + kinds.count("mtp")
-    num_dense = kinds.count("dense")
-    of = {g: rates[g].layer[where][:, None] for g in groups}
-    dense = np.min([rates[g].dense[where][:, None] / of[g] for g in groups], axis=0)
-    moe = np.min([rates[g].moe[where][:, None] / of[g] for g in groups], axis=0)
-    last = groups[-1]
-    layers = num_dense * dense + num_moe * moe + rates[last].head[where][:, None] / of[last]
-    reach = _reach([(1 / of[g], counts[:, g][None, :]) for g in groups], m)
-    level = layers / sum(counts[:, g][None, :] / of[g] for g in groups)
-    depth = counts.sum(axis=1)[None, :]
-    send = np.max([rates[g].send[where][:, None] for g in groups], axis=0)
+    dense = np.min([rates[g].dense[where] / rates[g].layer[where] for g in groups], axis=0)
+    moe = np.min([rates[g].moe[where] / rates[g].layer[where] for g in groups], axis=0)
+    last = rates[groups[-1]]
+    head = last.head[where] / last.layer[where]
+    return np.asarray(kinds.count("dense") * dense + num_moe * moe + head)
+
+
+def _closed_form(
+    costs: MixedCosts, groups: tuple[int, ...], rates: list[_Rates], pairs: _Pairs
+) -> Array:
+    """Seconds of a step, before what late nodes add."""
+    where, m = pairs.mesh, pairs.micro_batches
+    speed = sum(pairs.counts[:, g] / rates[g].layer[where] for g in groups)
+    level = _work(costs, groups, rates, where) / speed
+    depth = pairs.counts.sum(axis=1)
+    send = np.max([rates[g].send[where] for g in groups], axis=0)
     exposed = max(float(costs.kinds[g].constants.exposed_send) for g in groups)
-    rough = (m - 1 + depth) * level + 2 * send * (depth - 1 + m * exposed)
-    return layers / reach, rough
+    return np.asarray((m - 1 + depth) * level + 2 * send * (depth - 1 + m * exposed))
 
 
 def _reach(runs: list[tuple[Array, Array]], m: Array) -> Array:
@@ -273,7 +322,7 @@ def _reach(runs: list[tuple[Array, Array]], m: Array) -> Array:
     return total
 
 
-def _fits(costs: MixedCosts, part: _Part, rates: list[_Rates]) -> Array:
+def _fits(costs: MixedCosts, groups: tuple[int, ...], rates: list[_Rates], pairs: _Pairs) -> Array:
     """Whether the ranks of all groups together may have room for the layers: never false where they
     have.
 
@@ -281,13 +330,12 @@ def _fits(costs: MixedCosts, part: _Part, rates: list[_Rates]) -> Array:
     convex in f, so that the sum over consecutive f is at most the integral from half below to half
     above.
     """
-    m, room = part.micro_batches, np.zeros(part.bound.shape)
-    after: Array = np.zeros((1, len(part.counts)))
-    for g in reversed(part.groups):
-        rate, count = rates[g], part.counts[:, g][None, :]
-        free = costs.kinds[g].capacity_bytes - rate.fixed_bytes[part.where][:, None]
-        layer = rate.layer_bytes[part.where][:, None]
-        flight = np.maximum(rate.flight_bytes[part.where][:, None], 1.0)
+    m, room, after = pairs.micro_batches, np.zeros(len(pairs)), np.zeros(len(pairs))
+    for g in reversed(groups):
+        rate, count = rates[g], pairs.counts[:, g]
+        free = costs.kinds[g].capacity_bytes - rate.fixed_bytes[pairs.mesh]
+        layer = rate.layer_bytes[pairs.mesh]
+        flight = np.maximum(rate.flight_bytes[pairs.mesh], 1.0)
         low, high = np.minimum(after, m), np.minimum(after + count, m)
         full = count - (high - low)  # ranks with all micro-batches in flight
         within = np.log((layer + (high + 0.5) * flight) / (layer + (low + 0.5) * flight)) / flight
@@ -346,7 +394,7 @@ def _level(num_layers: float, layer: Array, counts: Ints, head: Array, at_end: A
         taken -= np.floor(middle / at_end + 1e-9) - np.floor((middle - head) / at_end + 1e-9)
         enough = (taken >= num_layers) & (middle >= head)
         low, high = np.where(enough, low, middle), np.where(enough, middle, high)
-    return high
+    return np.asarray(high)
 
 
 def _least_work(num_layers: float, most: Array, layer: Array) -> Array:

@@ -65,6 +65,7 @@ class Sizes:
     expert_ffn: Num = 0
     shared_ffn: Num = 0
     first_dense: Num = 0
+    moe_every: Num = 1
     imbalance: Num = 1  # tokens at the fullest expert rank over the mean
     mtp: Num = 0  # layers that predict further tokens, on the last rank, each with logits
 
@@ -256,7 +257,9 @@ def stage_peaks(
     zero, pp, tokens = np.asarray(g.zero), np.asarray(g.pp), g.micro_batch * z.seq_len / g.cp
     sp = np.where(np.asarray(g.sequence_parallel) > 0, g.tp, 1.0)
     one, alone = _layer(z, g, r, tokens, sp), pp == 1
-    embed, head = np.where(alone, 1.0, _EMBED), np.where(alone, 1.0, _HEAD)
+    turned = (np.asarray(g.schedule) == 4) | (np.asarray(g.schedule) == 5)
+    embed = np.where(alone, 1.0, _EMBED)
+    head = np.where(alone, 1.0, np.where(turned, _EMBED, _HEAD))  # a V ends where it begins
     layers = (even_layers(z.num_layers, pp) if layers is None else layers) + head * z.mtp
     table = z.hidden * z.vocab / g.tp
     outside = table * (embed + head - alone * np.asarray(z.tied))
@@ -266,8 +269,9 @@ def stage_peaks(
     again, layer = np.asarray(one.kept_dense), np.asarray(one.dense)
     if np.any(z.num_experts):
         sparse = np.asarray(z.num_experts) > 0
-        dense = np.where(sparse, np.minimum(layers, embed * z.first_dense), layers)
-        moe = layers - dense
+        first = np.minimum(layers, embed * z.first_dense)
+        moe = np.where(sparse, (layers - first) / z.moe_every, 0.0)
+        dense = layers - moe
         experts = moe * one.experts
         params = dense * one.dense + moe * one.sparse + outside
         kept = dense * one.kept_dense + moe * one.kept_sparse

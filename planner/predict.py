@@ -134,7 +134,11 @@ def _simulated(run: Run, step: Step, head: tuple[float, float, float], late: flo
     c = run.config
     if c.pp == 1:
         return float(step.step_s)
-    times = BlockTimes(dense=_layer(step.dense), moe=_layer(step.moe), head=head)
+    times = BlockTimes(
+        dense=_layer(step.dense),
+        moe=_layer(step.moe if run.model.num_moe_layers else step.dense),
+        head=head,
+    )
     blocks, stages = run.model.blocks, stages_of(run)
     if stages is None:
         stages = balanced_stages(blocks, times, c.num_stages)
@@ -256,6 +260,7 @@ def sizes_of(model: ModelSpec, seq_len: int) -> Sizes:
         num_experts=model.num_experts, topk=model.num_experts_per_token,
         expert_ffn=model.expert_width if model.num_experts else 0,
         shared_ffn=model.shared_ffn_hidden_size, first_dense=model.first_dense_layers,
+        moe_every=model.moe_every,
         mtp=model.num_mtp_layers,
     )  # fmt: skip
 

@@ -1,5 +1,8 @@
 """On which node groups of a cluster the pipeline ranks of a layout are."""
 
+from bisect import bisect_left
+from itertools import pairwise
+
 from planner.config import ParallelConfig, Placement
 from profiler.cluster import ClusterSpec, NodeGroup
 
@@ -51,14 +54,12 @@ def used_of_groups(
 ) -> tuple[int, ...]:
     """Devices of each group that work."""
     starts = starts_of(cluster)
-    devices = placement.devices or range(config.num_devices)
-    counts = [0] * len(cluster.groups)
-    for device in devices:
-        counts[next(g for g in range(len(counts)) if device < starts[g + 1])] += 1
-    return tuple(counts)
+    devices = sorted(placement.devices or range(config.num_devices))
+    ends = [bisect_left(devices, start) for start in starts]
+    return tuple(b - a for a, b in pairwise(ends))
 
 
-def capacities(
+def capacities_of(
     cluster: ClusterSpec, config: ParallelConfig, placement: Placement
 ) -> tuple[int, ...]:
     """Memory of a device of each pipeline rank, bytes."""

@@ -63,6 +63,6 @@ def parse_counts(text: str, flag: str) -> tuple[int, ...]:
 
 
 def default_precision(cluster: "ClusterSpec") -> "Precision":
-    """bf16 where the devices have it, else fp16, else fp32."""
-    rates = cluster.groups[0].device.flops_per_s
+    """bf16 where all devices have it, else fp16, else fp32."""
+    rates = set.intersection(*(set(g.device.flops_per_s) for g in cluster.groups))
     return "bf16" if "bf16" in rates else "fp16" if "fp16" in rates else "fp32"

@@ -92,7 +92,7 @@ def run(
     else:
         _print(result)
     note(f"Saved the plan to: `{out}`")
-    if not as_json:
+    if not as_json and len(target.groups) == 1:
         say(f"\nTo run it:\n    meshwright launch {out}")
 
 

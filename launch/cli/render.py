@@ -1,10 +1,13 @@
 """Plans and verdicts as text of at most 80 columns. Pure: records in, lines out."""
 
 import textwrap
+from itertools import groupby
 
 from planner.objective import price_per_million_tokens, relative_cost
+from planner.pipeline import owners_of
 from planner.plan import Candidate, Plan, StageMemory
 from planner.space import MEMORY_RULE, SENTENCES
+from planner.where import capacities_of, groups_of_ranks, kinds_of_ranks, used_of_groups
 from profiler.cluster import ClusterSpec
 
 GIB = 2**30
@@ -37,10 +40,11 @@ def cluster_words(cluster: ClusterSpec) -> str:
 def heading(plan: Plan) -> str:
     """What was asked, in a line."""
     job = plan.job
-    return (
+    text = (
         f"{plan.model.name} on {cluster_words(plan.cluster)}, "
         f"global batch {job.global_batch} x {job.seq_len} tokens, {job.precision}"
     )
+    return text if len(plan.cluster.groups) == 1 else textwrap.fill(text, 80)
 
 
 def considered(plan: Plan) -> str:
@@ -50,10 +54,11 @@ def considered(plan: Plan) -> str:
         return "One layout, given"
     unfit = counts.rejected.get(MEMORY_RULE, 0)
     ruled_out = sum(counts.rejected.values()) - unfit
-    return (
+    text = (
         f"Considered {counts.enumerated:,} layouts: {ruled_out:,} ruled out, {unfit:,} do not fit, "
         f"{counts.pruned:,} pruned,\n{counts.simulated:,} simulated"
     )
+    return text if text.index("\n") <= 80 else textwrap.fill(text, 80)
 
 
 def table(plan: Plan) -> list[str]:
@@ -84,12 +89,23 @@ def idle(plan: Plan, candidate: Candidate) -> int:
 def use_lines(plan: Plan) -> list[str]:
     """Which devices work, and what they cost, where there is something to say."""
     lines, total = [], plan.cluster.num_devices
-    if left := idle(plan, plan.chosen):
+    mixed = len(plan.cluster.groups) > 1
+    if mixed:
+        chosen = plan.chosen
+        used = used_of_groups(plan.cluster, chosen.config, chosen.placement)
+        words = [
+            f"{n:,} of {g.num_nodes * g.devices_per_node:,} {g.device.name}"
+            for g, n in zip(plan.cluster.groups, used, strict=True)
+        ]
+        left = idle(plan, chosen)
+        rest = f"; {left:,} stay idle" if left else ""
+        lines += textwrap.wrap(f"Uses {', '.join(words)}{rest}", 80)
+    elif left := idle(plan, plan.chosen):
         lines.append(f"Uses {total - left:,} of {total:,} devices; {left:,} stay idle")
-    if plan.options.objective == "cost":
+    price = price_per_million_tokens(plan.chosen)
+    if price is None and plan.options.objective == "cost":
         e, num = plan.chosen.cost, plan.chosen.config.num_devices
         lines.append(f"{num / e.tokens_per_s * 1e6 / 3600:.4g} device-hours per million tokens")
-    price = price_per_million_tokens(plan.chosen)
     if price is not None:
         lines.append(f"{price:.4g} per million tokens at the cluster's prices")
     return lines
@@ -98,6 +114,8 @@ def use_lines(plan: Plan) -> list[str]:
 def split_words(plan: Plan, candidate: Candidate) -> str:
     """Layers of each stage, and where embedding and head are."""
     layers = candidate.placement.layers_per_stage(plan.model.num_layers)
+    if len(plan.cluster.groups) > 1:
+        return _mixed_split(plan, candidate, layers)
     if len(layers) == 1:
         return f"all {layers[0]} layers"
     if len(set(layers)) == 1:
@@ -108,22 +126,51 @@ def split_words(plan: Plan, candidate: Candidate) -> str:
     return f"{counts} layers (embedding first, head last)"
 
 
+def _mixed_split(plan: Plan, candidate: Candidate, layers: tuple[int, ...]) -> str:
+    """`stages of 10 layers on a100-80, 22 on h100`; equal neighbours are counted."""
+    config = candidate.config
+    owners = owners_of(config, candidate.placement)
+    of_ranks = groups_of_ranks(plan.cluster, config, candidate.placement)
+    names = [
+        " and ".join(plan.cluster.groups[g].device.name for g in of_ranks[owner])
+        for owner in owners
+    ]
+    runs: list[str] = []
+    for name, own in groupby(zip(names, layers, strict=True), key=lambda pair: pair[0]):
+        same = [(n, len(list(equal))) for n, equal in groupby(n for _, n in own)]
+        each = [f"{times} x {n}" if times > 1 else f"{n}" for n, times in same]
+        runs.append(f"{' + '.join(each)} on {name}")
+    shown = runs if len(runs) <= 8 else [*runs[:4], "...", *runs[-3:]]
+    return f"layers per stage: {', '.join(shown)} (embedding first, head last)"
+
+
 def memory_bars(plan: Plan) -> list[str]:
     """Per stage: weights and gradients, optimizer, activations, workspace, free."""
-    capacity = plan.cluster.uniform.device.memory_bytes
+    rooms = capacities_of(plan.cluster, plan.chosen.config, plan.chosen.placement)
     stages = plan.chosen.cost.stages
-    shown = range(len(stages)) if len(stages) <= 8 else (0, 1, len(stages) - 2, len(stages) - 1)
+    kinds = kinds_of_ranks(plan.cluster, plan.chosen.config, plan.chosen.placement)
+    names = [k.device.name if len(plan.cluster.groups) > 1 else "" for k in kinds]
+    shown = _shown(names)
     lines = ["         █ weights, grads  ▓ optimizer  ▒ activations  ░ other  · free"]
     for s in shown:
-        memory = stages[s].memory
+        memory, capacity = stages[s].memory, rooms[s]
         share = memory.total_bytes / capacity
         lines.append(
             f"stage {s:<3}{_bar(memory, capacity)}  {size(memory.total_bytes):>9} of "
-            f"{size(capacity):<9} {share:>4.0%}"
+            f"{size(capacity):<9} {share:>4.0%}  {names[s][:16]}".rstrip()
         )
-        if s == 1 and len(stages) > 8:
+        if s + 1 not in shown and s + 1 < len(stages):
             lines.append("...")
     return lines
+
+
+def _shown(names: list[str]) -> list[int]:
+    """Of many stages the first and last two, and where the kind of device changes."""
+    last = len(names) - 1
+    if last < 8:
+        return list(range(last + 1))
+    changes = [s for s in range(1, last + 1) if names[s] != names[s - 1]][:4]
+    return sorted({0, 1, last - 1, last, *changes, *(s - 1 for s in changes)})
 
 
 def _bar(memory: StageMemory, capacity: int) -> str:
@@ -142,12 +189,13 @@ def _bar(memory: StageMemory, capacity: int) -> str:
 
 def picture(plan: Plan) -> list[str]:
     """The table, the split and the memory of the chosen layout."""
-    split = split_words(plan, plan.chosen).capitalize()
+    words = split_words(plan, plan.chosen)
+    split = words[:1].upper() + words[1:]
     if plan.chosen.estimate is None:
         config = plan.chosen.config
         layout = f"Given: {config.label} {config.schedule}"
         return [layout, split, "The cost model does not cover it: nothing is predicted"]
-    return [*table(plan), "", *use_lines(plan), split, *memory_bars(plan), ""]
+    return [*table(plan), "", *use_lines(plan), *textwrap.wrap(split, 80), *memory_bars(plan), ""]
 
 
 def split_lines(candidate: Candidate) -> list[str]:

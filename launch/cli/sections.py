@@ -2,6 +2,7 @@
 
 from launch.cli.render import memory_bars, seconds, size
 from planner.plan import Plan, StageMemory
+from planner.where import capacities_of
 from planner.wording import gib
 
 PARTS = ("weight", "grad", "optimizer", "activation", "buffer", "workspace")
@@ -23,17 +24,21 @@ def part_bytes(memory: StageMemory) -> dict[str, int]:
 
 def memory_lines(plan: Plan) -> list[str]:
     """Bars of all stages and a table of what fills them."""
-    device, reserve = plan.cluster.uniform.device, plan.job.memory_reserve
-    capacity = device.memory_bytes
+    rooms = capacities_of(plan.cluster, plan.chosen.config, plan.chosen.placement)
+    reserve = plan.job.memory_reserve
     stages = [s.memory for s in plan.chosen.cost.stages]
     largest = max(m.total_bytes for m in stages)
     unit, scale = ("GiB", 2**30) if largest >= 2**30 else ("MiB", 2**20)
     lines = [*memory_bars(plan), "", f"{unit:<8}" + "".join(f"{head:>9}" for head in _HEADS)]
     for number, memory in enumerate(stages):
-        values = [*part_bytes(memory).values(), memory.total_bytes, capacity - memory.total_bytes]
+        values = [
+            *part_bytes(memory).values(),
+            memory.total_bytes,
+            rooms[number] - memory.total_bytes,
+        ]
         lines.append(f"stage {number:<2}" + "".join(f"{v / scale:>9.1f}" for v in values))
-    usable = capacity * (1 - reserve)
-    lines += ["", f"Limit {gib(usable)} of {gib(capacity)}: {reserve:.0%} of a device stay free"]
+    limits = " or ".join(f"{gib(c * (1 - reserve))} of {gib(c)}" for c in sorted(set(rooms)))
+    lines += ["", f"Limit {limits}: {reserve:.0%} of a device stay free"]
     return lines
 
 

@@ -100,3 +100,9 @@ def extends(text: str, name: str) -> bool:
     last number: `h100pcie` extends `h100`, `a1000` does not extend `a100`."""
     rest = text[len(name) :]
     return text.startswith(name) and not (name[-1:].isdigit() and rest[:1].isdigit())
+
+
+def brief(source: str) -> str:
+    """A source's name up to the details of where it was found, of at most 60 characters."""
+    name = re.split(r"[,;]| \(measured", source, maxsplit=1)[0]
+    return name if len(name) <= 60 else f"{name[:58]}.."

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launch.published.cells import brief
 from planner.scored import Scored
 from profiler.errors import UserError
 
@@ -51,7 +52,7 @@ def draw(rows: Sequence[Scored], path: Path, *, memory: bool = False) -> None:
             ("peak memory, GiB", [(r, r.measured_peak_gib, r.predicted_peak_gib) for r in ran])
         )
     sources = sorted({r.source for r in ran if r.trusted})
-    figure = Figure(figsize=(6 * len(panels) + 2.6, 6), layout="constrained")
+    figure = Figure(figsize=(6 * len(panels) + 4.8, 6), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for ax, (title, points) in zip(axes, panels, strict=True):
         known = [(r, m, p) for r, m, p in points if m is not None and p is not None]
@@ -89,7 +90,7 @@ def _panel(
                 linewidths=0,
                 color=colours[number % len(colours)],
                 marker=_MARKERS[number // len(colours) % len(_MARKERS)],
-                label=source,
+                label=brief(source),
             )
     values = [v for _, m, p in points for v in (m, p)] or [1.0, 10.0]
     low, high = min(values) / 1.3, max(values) * 1.3

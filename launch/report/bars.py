@@ -8,6 +8,7 @@ from launch.report.html import Html, el, legend, section, share, table
 from planner.explain import shares
 from planner.plan import Candidate, Plan
 from planner.spans import shown_ranks
+from planner.where import capacities_of
 from planner.wording import gib, percent
 
 _MOST_STAGES = 32
@@ -57,16 +58,16 @@ def bar(parts: Iterable[tuple[str, float, str]], *, limit: float | None = None) 
 def memory(plan: Plan) -> Html:
     """Memory of each stage by part, against the device's."""
     stages = [s.memory for s in plan.chosen.cost.stages]
-    capacity = plan.cluster.uniform.device.memory_bytes
+    rooms = capacities_of(plan.cluster, plan.chosen.config, plan.chosen.placement)
     usable = 1 - plan.job.memory_reserve
-    scale = max(capacity, *(m.total_bytes for m in stages))
+    scale = max(*rooms, *(m.total_bytes for m in stages))
     rows, before = [], -1
     shown = shown_ranks(len(stages), _MOST_STAGES)
     for number in shown:
         if number > before + 1:
             rows.append(el("p", f"{number - before - 1} stages between", class_="note"))
         before = number
-        total = stages[number].total_bytes
+        total, capacity = stages[number].total_bytes, rooms[number]
         parts = [
             (name, value / scale, f"{PART_WORDS[name]} {size(value)}")
             for name, value in part_bytes(stages[number]).items()
@@ -86,12 +87,13 @@ def memory(plan: Plan) -> Html:
     heads = ["stage", *(f">{word}" for word in PART_WORDS.values()), ">total", ">free"]
     cells = [
         [number, *(gib(v) for v in part_bytes(stages[number]).values()),
-         gib(stages[number].total_bytes), gib(capacity - stages[number].total_bytes)]
+         gib(stages[number].total_bytes), gib(rooms[number] - stages[number].total_bytes)]
         for number in shown
     ]  # fmt: skip
+    limits = " or ".join(gib(usable * room) for room in sorted(set(rooms)))
     note = (
         f"Peak of one device of each stage. The full width is {gib(scale)}; the line is the limit "
-        f"of {gib(usable * capacity)}, which keeps {plan.job.memory_reserve:.0%} free."
+        f"of {limits}, which keeps {plan.job.memory_reserve:.0%} free."
     )
     return section(
         "Memory",

@@ -26,7 +26,10 @@ _TITLES = {
 
 
 def links_section(plan: Plan) -> Html | None:
-    """A map for each axis that communicates; None where no axis does."""
+    """A map for each axis that communicates; None where no axis does, or nodes are of several
+    kinds."""
+    if len(plan.cluster.groups) > 1:
+        return None  # the maps are of nodes of one kind
     config, group = plan.chosen.config, plan.cluster.uniform
     num = config.num_devices
     per_cell, unit = _cells(num, group.devices_per_node)

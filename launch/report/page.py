@@ -9,9 +9,11 @@ from launch.report.scatter import pareto
 from launch.report.style import style
 from launch.report.timeline import timeline_section
 from planner.explain import Explanation, Reason, explain, timeline_of
+from planner.objective import price_of
 from planner.plan import Plan
 from planner.simulate import Timeline
 from planner.space import MEMORY_RULE, SENTENCES
+from planner.where import capacities_of, used_of_groups
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
@@ -68,19 +70,23 @@ def _header(plan: Plan, title: str) -> Html:
 
 def _figures(plan: Plan) -> Html:
     """The figures one asks for first."""
-    e, group = plan.chosen.cost, plan.cluster.uniform
-    capacity = group.device.memory_bytes
+    e, config, placement = plan.chosen.cost, plan.chosen.config, plan.chosen.placement
+    rooms = capacities_of(plan.cluster, config, placement)
+    full = max(s.memory.total_bytes / room for s, room in zip(e.stages, rooms, strict=True))
+    used = used_of_groups(plan.cluster, config, placement)
+    pairs = [(g, n) for g, n in zip(plan.cluster.groups, used, strict=True) if n]
+    names = ", ".join(dict.fromkeys(g.device.name for g, _ in pairs))
     cells = [
         (seconds(e.step_s), "per step, predicted"),
         (f"{e.tokens_per_s:,.0f}", "tokens per second"),
         (f"{e.mfu:.1%}", "MFU"),
-        (size(e.peak_bytes), f"peak memory, {e.peak_bytes / capacity:.0%}"),
-        (f"{plan.chosen.config.num_devices:,}", f"{group.device.name} devices"),
+        (size(e.peak_bytes), f"peak memory, {full:.0%}"),
+        (f"{config.num_devices:,}", f"{names} devices"),
         (f"{e.tokens_per_s * 86400 / 1e9:,.3g} B", "tokens per day"),
     ]
-    if group.price_per_hour is not None and e.tokens_per_s:
-        hours = 1e9 / e.tokens_per_s / 3600 * plan.chosen.config.num_devices
-        cells.append((f"{hours * group.price_per_hour:,.4g}", "price of a billion tokens"))
+    price = sum(price_of(g, n) for g, n in pairs)
+    if all(g.price_per_hour for g, _ in pairs) and e.tokens_per_s:
+        cells.append((f"{1e9 / e.tokens_per_s / 3600 * price:,.4g}", "price of a billion tokens"))
     return el(
         "div", *(el("div", el("b", big), el("span", words)) for big, words in cells),
         class_="figures",

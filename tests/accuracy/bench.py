@@ -63,7 +63,7 @@ SHAPES: tuple[tuple[ScheduleName, int, int, int], ...] = (
 )
 PARTS = (
     ("planner.screening", "enumerate_layouts", "enumeration"),
-    ("planner.analytic", "_distinct", "layer times"),
+    ("planner.analytic", "distinct_layers", "layer times"),
     ("planner.analytic:AnalyticCosts", "_layers", "layer times"),
     ("planner.analytic:AnalyticCosts", "_bounds", "bounds"),
     ("planner.analytic:AnalyticCosts", "_peaks", "memory"),

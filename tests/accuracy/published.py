@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
     rows, left_out, _ = read_and_predict(runs, GROUP, failed, progress)
     progress.close()
     result = score(rows, left_out)
-    draw(rows, PICTURE)
+    draw(rows, PICTURE, memory=True)
     notes = NOTES.read_text(encoding="utf-8") if NOTES.exists() else ""
     write_atomic(PAGE, page(result, fit, TARGETS, picture=PICTURE.name, notes=notes))
     note(f"Wrote `{PAGE}` and `{PICTURE}`")

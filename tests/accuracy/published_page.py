@@ -1,9 +1,9 @@
 """The page docs/accuracy-published.md as text. Pure: scores in, Markdown out."""
 
-import re
 from collections.abc import Sequence
 from typing import Literal
 
+from launch.published.cells import brief
 from planner.figures import Figures, StepTime
 from planner.scoring import Score
 from planner.stats import Range
@@ -150,7 +150,7 @@ that others published, {score.modelled:,} of them predicted
   {number(score.choice.regret_max)}
 - peak memory: median error {percent(score.memory.median_ape)} over {score.memory.rows:,} rows
 
-![Predicted against measured step time]({picture})"""
+![Predicted against measured step time and peak memory]({picture})"""
 
 
 def reached(score: Score, fit: Fit, target: Target) -> tuple[float | None, Range | None]:
@@ -247,11 +247,6 @@ def held_out_section(what: str, found: HeldOut | None) -> str:
         named = [(brief(name), *_step_cells(found.per_source[name])) for name in found.per_source]
         parts += ["The same predictions by source:", table(("source", *_STEP_HEAD), named)]
     return "\n\n".join(parts)
-
-
-def brief(name: str) -> str:
-    """A source's name up to the details of where it was found."""
-    return re.split(r"[,;]| \(measured", name, maxsplit=1)[0]
 
 
 def _middle(values: Sequence[float]) -> float | None:

@@ -16,7 +16,7 @@ def test_the_picture_is_what_plan_prints():
 def test_the_minute_without_a_gpu_runs(meshwright):
     section = README.split("## A minute without a GPU")[1].split("```")[1]
     lines = [line.split("#")[0].strip() for line in section.strip().splitlines()]
-    assert len(lines) == 5
+    assert len(lines) == 6
     for line in lines:
         assert line.startswith("meshwright ")
         result = meshwright(*shlex.split(line)[1:])

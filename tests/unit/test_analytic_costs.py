@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from planner import analytic as analytic_module
 from planner.config import ParallelConfig
 from planner.cost import cost_model
-from planner.layouts import Layouts
+from planner.layouts import FIELDS, NAMES, Layouts
 from planner.search import make_plan
 from planner.simulate import simulate
 from profiler.analytic import analytic_profile
@@ -139,6 +140,27 @@ def test_what_is_screened_does_not_depend_on_its_neighbours():
     for position in range(0, len(space), 50):
         alone = costs.screen(space.take(slice(position, position + 1)), np.inf)
         assert alone.step_s[0] == pytest.approx(whole.step_s[position], rel=1e-12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.randoms(use_true_random=False), st.sampled_from([1, 2, 40]), st.booleans())
+def test_layouts_of_one_key_are_timed_together(pick, variety, huge):
+    """Also where there are more combinations of values than fit a table."""
+
+    def some(name, num):
+        most = 2**22 if huge and name == "micro_batch" else variety
+        top = min(most, len(NAMES[name]) - 1) if name in NAMES else most
+        return np.array([pick.randint(name not in NAMES, top) for _ in range(num)], dtype=np.int32)
+
+    space = Layouts(**{name: some(name, 60) for name in FIELDS})
+    code, unique = analytic_module._distinct(space, 8)
+    keys = [
+        (space.pp[i] > 1, *(getattr(space, name)[i] for name in analytic_module._KEY),
+         space.num_devices[i] > 8)
+        for i in range(60)
+    ]  # fmt: skip
+    assert [keys[i] for i in unique[code]] == keys
+    assert len(unique) == len(set(keys))
 
 
 @settings(max_examples=15, deadline=None)

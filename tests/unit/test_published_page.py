@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from launch.published.cells import brief
 from planner.figures import step_time
 from planner.scoring import score
 from profiler.codec import decode, encode
@@ -13,7 +14,6 @@ from tests.accuracy.published_page import (
     Fit,
     HeldOut,
     Target,
-    brief,
     page,
     reached,
     table,
@@ -51,7 +51,7 @@ def test_page_has_every_section_and_number(result):
     )
     text = page(result, fit, targets, picture="p.png", notes="## Why\n\nBecause.")
     for part in (
-        "![Predicted against measured step time](p.png)",
+        "![Predicted against measured step time and peak memory](p.png)",
         "| median error | at most 10.0 % | 25.0 % (",
         "| predicted | at least 97.0 % | 100.0 % | yes |",
         "| lab | 6 | 25.0 % (",
@@ -98,6 +98,7 @@ def test_names_of_sources_are_cut_at_their_details():
     assert brief("arXiv:1 (K. et al.), full text; Table 5") == "arXiv:1 (K. et al.)"
     assert brief("Lab release (measured side)") == "Lab release"
     assert brief("plain/name") == "plain/name"
+    assert brief("x" * 61) == "x" * 58 + ".."
 
 
 def test_page_without_a_fit_says_so(result):

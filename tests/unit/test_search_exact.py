@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from planner import space
 from planner.cost import cost_model
 from planner.plan import SearchOptions
 from planner.search import MOST_SIMULATED, make_plan
@@ -67,10 +68,10 @@ def memory_of(model, job, cluster, options, share):
     """Bytes of a device on which about that share of the layouts fits; None where there are none or
     too many to try each."""
     costs = cost_model(model, job, analytic(model, job, with_memory(cluster, 2**50)))
-    space = layouts(costs, options)
-    if not 0 < len(space) <= 700:
+    every = layouts(costs, options)
+    if not 0 < len(every) <= 700:
         return None
-    peaks = costs.screen(space, np.inf).peak_bytes
+    peaks = costs.screen(every, np.inf).peak_bytes
     return int(np.quantile(peaks, share) / (1 - job.memory_reserve)) + 1
 
 
@@ -132,8 +133,20 @@ def test_a_real_model_on_sixteen_devices():
     best = whole.chosen.config
     options = pins(recompute=[best.recompute], mbs=[best.micro_batch], zero=sorted({1, best.zero}))
     costs = cost_model(model, job, profile)
-    space = layouts(costs, options)
-    times = best_of_kin(simulated(costs, space))
+    times = best_of_kin(simulated(costs, layouts(costs, options)))
     assert len(times) > 40
     check(make_plan(model, job, profile, options), times)
     assert whole.chosen.cost.step_s == pytest.approx(times[0], rel=1e-9)
+
+
+def test_chunks_of_any_size_give_the_same_plan(monkeypatch):
+    model, job = facts.model(num_layers=8, **KINDS["moe"]), facts.job(global_batch=8)
+    profile = analytic(model, job, with_memory(facts.cluster(2, 2), 6 * 2**20))
+    whole = make_plan(model, job, profile, ANY)
+    assert whole.counts.enumerated > 300
+    for size in (16, 101):
+        monkeypatch.setattr(space, "CHUNK", size)
+        plan = make_plan(model, job, profile, ANY)
+        assert plan.chosen == whole.chosen
+        assert plan.alternatives == whole.alternatives
+        assert plan.counts.enumerated == whole.counts.enumerated
