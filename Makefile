@@ -36,7 +36,7 @@ accuracy: $(VENV)/installed  ## run many layouts on 4 processes, write docs/accu
 	$(PY) -m tests.accuracy.loop
 
 bench: $(VENV)/installed  ## speed of planning; the runtime beside a plain PyTorch loop
-	$(PY) -m tests.accuracy.bench
+	$(PY) -m tests.accuracy.bench --write
 	$(PY) -m tests.accuracy.lean --write
 
 wheel: $(VENV)/installed  ## planning works from a wheel where torch is not installed

@@ -34,11 +34,10 @@ from planner.schedules import stage_owner
 from planner.timing.inputs import constants_of, machine_of, plan_software, shape_of, split_of
 from planner.timing.layer import Layer, layer_times
 from planner.timing.quantities import Array, Machine, Num, rows
-from planner.timing.quantities import Software as TimedSoftware
 from planner.timing.step import Step, compose, head_s, step_times
 from profiler.job import JobSpec
 from profiler.model import BlockKind, ModelSpec
-from profiler.profile import Profile, Software
+from profiler.profile import Profile
 from solvers.balance import balance
 from solvers.partition import Stages
 
@@ -61,16 +60,6 @@ def software_coverage(only: Mapping[str, Sequence[str]]) -> Coverage:
     )
 
 
-def timed_software(software: Software) -> TimedSoftware:
-    """A profile's software as the time model takes it."""
-    return plan_software(
-        flash=software.kernel != "none",
-        sequence_parallel=software.sequence_parallel,
-        stalls=software.stalls,
-        reduce_bytes=software.reduce_bytes,
-    )
-
-
 class AnalyticCosts:
     """Costs from the constants of an analytic profile."""
 
@@ -84,9 +73,12 @@ class AnalyticCosts:
         self._recipe: Recipe = RECIPES[software.recipe]
         self._shape = shape_of(model, job.seq_len)
         self._machine = machine_of(self.node, profile.cluster.num_devices, job.precision)
-        self._software = timed_software(software)
+        self._software = plan_software(software)
         self._constants = constants_of(profile.constants)
         self._sizes = sizes_of(model, job.seq_len)
+        self._level: dict[tuple[float, ...], tuple[float, float, float]] = {}
+        """Layers of ranks whose times are level, by times of blocks and shape of the pipeline:
+        chunks have many in common."""
 
     @property
     def coverage(self) -> Coverage:
@@ -186,17 +178,16 @@ class AnalyticCosts:
         _, first, inverse = np.unique(key, axis=1, return_index=True, return_inverse=True)
         few, code = layouts.take(first), code[first]
         costs = self._block_costs(few, timed, code)
-        known: dict[tuple[int, int], Stages] = {}
         layers = []
         for position, config in enumerate(few.configs()):
-            place = (int(code[position]), config.num_stages)
-            if place not in known:
-                each = {kind: cost[position] for kind, cost in costs.items()}
+            each = {kind: cost[position] for kind, cost in costs.items()}
+            place = (*each.values(), config.pp, config.vpp, bool(v_shaped[first[position]]))
+            if place not in self._level:
                 level = balance([each[kind] for kind in self.model.blocks], config.num_stages)
                 if level is None:
                     raise ValueError(f"too few blocks for {config.num_stages} stages")
-                known[place] = level
-            layers.append(self._held(config, known[place]))
+                self._level[place] = self._held(config, level)
+            layers.append(self._level[place])
         return np.array(layers).T[:, inverse.reshape(-1)]
 
     def _block_costs(

@@ -3,12 +3,13 @@
 Three families are searched and compared:
 
     alone     every kind of layout on one node group, the others idle (`planner.search`)
-    evenly    every kind of layout over all devices as if all were of the slowest kind, where the
-              nodes have equally many; what it takes is what the slowest of the kinds takes for it
+    evenly    every kind of layout over all devices as if all were of the slowest kind, with the
+              least memory of any, where nodes have equally many devices; it takes what the slowest
+              of the kinds takes for it
     mixed     pipelines with ranks on several groups and unlike numbers of layers per rank; devices
               may be idle (`planner.mixed_space`)
 
-so that the answer is never worse than the best group alone or the slowest kind everywhere. Of the
+so that the answer is never worse than the best group alone or the slower kind everywhere. Of the
 pipelines the `MOST_PRICED` best by closed form are split and simulated, while their bound is below
 the worst layout shown; where that many were not needed, the result is that of simulating all.
 """
@@ -74,13 +75,6 @@ class _Best:
         return self.entries[-1].score if full else math.inf
 
     @property
-    def best(self) -> float:
-        """Least score; inf where there is none, or where numbers of devices go first."""
-        if not self.entries or self.options.objective == "devices":
-            return math.inf
-        return self.entries[0].score
-
-    @property
     def fewest(self) -> int:
         """Devices of the layout that uses fewest."""
         numbers = [e.config.num_devices for e in self.entries]
@@ -128,10 +122,14 @@ def make_mixed_plan(
             hint="leave `--profile` out, or profile one kind of node",
         )
     best = _Best(options=options, cluster=profile.cluster)
-    founds = [_alone(best, model, job, profile, g) for g in range(len(profile.cluster.groups))]
-    _evenly(best, model, job, profile)
     costs = MixedCosts(model, job, profile)
-    _mixed(best, costs)
+    if options.objective != "devices":  # what all devices reach cuts the others short
+        _evenly(best, model, job, profile)
+        _mixed(best, costs)
+    founds = [_alone(best, model, job, profile, g) for g in range(len(profile.cluster.groups))]
+    if options.objective == "devices":
+        _mixed(best, costs)
+        _evenly(best, model, job, profile)
     if not best.entries:
         raise _nothing_fits(model, profile, founds)
     return _plan(best, costs)
@@ -189,7 +187,7 @@ def _alone(
         options = replace(options, devices=tuple(sorted({power, total})))
     costs = AnalyticCosts(model, job, profile.of_group(g))
     price = weight_of_groups(options, profile.cluster, _only(profile.cluster, g, 1))
-    limit = best.best / price
+    limit = best.worst / price
     founds, found, simulated, least = find(costs, options, limit)
     best.counts.append(counts_of(founds, simulated))
     best.least = min(best.least, least * price)
@@ -214,7 +212,7 @@ def _placed(candidate: Candidate, cluster: ClusterSpec, start: int) -> Candidate
 
 
 def _evenly(best: _Best, model: ModelSpec, job: JobSpec, profile: Profile) -> None:
-    """Layouts over all devices, found for the slowest kind, or for that with least memory."""
+    """Layouts over all devices, found for the slowest kind and the least memory."""
     cluster, options = profile.cluster, best.options
     total = cluster.num_devices
     unlike = len({g.devices_per_node for g in cluster.groups}) > 1
@@ -228,20 +226,17 @@ def _evenly(best: _Best, model: ModelSpec, job: JobSpec, profile: Profile) -> No
     used = tuple(g.num_nodes * g.devices_per_node for g in cluster.groups)
     price = weight_of_groups(options, cluster, used)
     slow = min(kinds, key=lambda k: _speed(k, job))
-    small = min(kinds, key=lambda k: k.capacity_bytes)
+    slow.capacity_bytes = min(k.capacity_bytes for k in kinds)
     narrowed = replace(options, devices=(total,))
-    for costs in (slow, small) if small is not slow else (slow,):
-        limit = best.best / price * (total if options.objective == "cost" else 1.0)
-        founds, found, simulated, least = find(costs, narrowed, limit)
-        best.counts.append(counts_of(founds, simulated))
-        best.least = min(best.least, least / founds[0].weight * price)
-        pairs = [slowest(kinds, c.config, c.placement) for c in found]
-        fitting = [pair for pair in pairs if pair is not None]
-        for pair in fitting:
+    limit = best.worst / price * (total if options.objective == "cost" else 1.0)
+    founds, found, simulated, least = find(slow, narrowed, limit)
+    best.counts.append(counts_of(founds, simulated))
+    best.least = min(best.least, least / founds[0].weight * price)
+    for each in found:
+        pair = slowest(kinds, each.config, each.placement)
+        if pair is not None:
             made = _priced(estimate(*pair), pair[0], cluster, used)
             best.add(made.cost.step_s, made, used)
-        if fitting:
-            return
 
 
 def _speed(costs: AnalyticCosts, job: JobSpec) -> float:

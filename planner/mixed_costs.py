@@ -13,7 +13,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from planner.analytic import software_coverage, timed_software
+from planner.analytic import software_coverage
 from planner.bounds import lower_bound
 from planner.chain import BlockTimes
 from planner.config import ParallelConfig, Placement
@@ -24,7 +24,7 @@ from planner.predict import memory_degrees, sizes_of, terms_of_step
 from planner.prepared import Prepared
 from planner.program import Program
 from planner.room import totals
-from planner.timing.inputs import constants_of, machine_of, shape_of, split_of
+from planner.timing.inputs import constants_of, machine_of, plan_software, shape_of, split_of
 from planner.timing.layer import Layer
 from planner.timing.network import message_s
 from planner.timing.quantities import Array, Constants, Machine, Num, Split
@@ -81,7 +81,7 @@ class MixedCosts:
             )
         )
         self.shape = shape_of(model, job.seq_len)
-        self.software = timed_software(software)
+        self.software = plan_software(software)
         self.coverage = software_coverage(software.only)
         self._recipe, self._sizes = RECIPES[software.recipe], sizes_of(model, job.seq_len)
 

@@ -20,11 +20,12 @@ import numpy as np
 from planner.config import ParallelConfig
 from planner.layouts import Ints, Layouts
 from planner.mixed_costs import MixedCosts
+from planner.mixed_rates import Rates, price_of_counts, price_weights, rates_of
 from planner.mixed_space import Fillings, meshes
 from planner.plan import SearchOptions
 from planner.space import MEMORY_RULE
 from planner.timing.inputs import split_of
-from planner.timing.quantities import Array, Num
+from planner.timing.quantities import Array
 from profiler.codec import replace
 
 POOL = 20_000
@@ -87,30 +88,6 @@ class Screened:
         return replace(config, pp=len(kinds)), kinds
 
 
-def price_weights(costs: MixedCosts, options: SearchOptions) -> list[float]:
-    """Of each group, the factor that a device has in a score; all 0: devices have none."""
-    if options.objective != "cost":
-        return [0.0] * len(costs.kinds)
-    prices = [kind.group.price_per_hour for kind in costs.kinds]
-    return [float(p) for p in prices if p] if all(prices) else [1.0] * len(prices)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Rates:
-    """Of meshes on one kind: seconds of a mean layer, of the head, of a message between nodes."""
-
-    layer: Array
-    dense: Array
-    moe: Array
-    head: Array
-    send: Array
-    fixed_bytes: Array
-    layer_bytes: Array
-    """Of a layer, without what is in flight."""
-    flight_bytes: Array
-    """Of a layer and a micro-batch in flight."""
-
-
 def screen(
     costs: MixedCosts, options: SearchOptions, at_most: float, broken: Counter[str]
 ) -> Screened | None:
@@ -120,7 +97,7 @@ def screen(
     layouts = meshes(costs, options, fillings, broken)
     if not len(layouts):
         return None
-    rates = _rates(costs, layouts)
+    rates = rates_of(costs, layouts)
     by_devices = options.objective == "devices"
     empty = np.zeros(0, dtype=np.int64)
     none = np.zeros((0, len(costs.kinds)), dtype=np.int64)
@@ -132,7 +109,9 @@ def screen(
         broken[MEMORY_RULE] += int(np.count_nonzero(~fits))
         some = part.pairs.take(np.flatnonzero(fits))
         late = costs.late(layouts.stage_ranks[some.mesh], list(some.counts.T))
-        price = _price(price_weights(costs, options), some.counts, layouts.stage_ranks[some.mesh])
+        price = price_of_counts(
+            price_weights(costs, options), some.counts, layouts.stage_ranks[some.mesh]
+        )
         rough = _closed_form(costs, part.groups, rates, some) * late * price
         more = Pool(some.mesh, np.full(len(some), part.order), some.counts, some.bound, rough)
         pool = Pool.concat([pool, more])
@@ -152,44 +131,6 @@ def _best(pool: Pool, layouts: Layouts, by_devices: bool, left: float) -> tuple[
     if len(near) > POOL:
         left = min(left, float(pool.bound[near[POOL:]].min()))
     return pool.take(near[:POOL]), left
-
-
-def _rates(costs: MixedCosts, layouts: Layouts) -> list[_Rates]:
-    split, n = split_of(layouts, costs.job), len(layouts)
-    kinds = costs.model.blocks
-    num_moe = kinds.count("moe") + kinds.count("mtp")
-    num_dense = kinds.count("dense")
-    deep = dataclasses.replace(layouts, pp=np.full(n, 3, dtype=np.int32))
-
-    def held(layers: float) -> tuple[Array, Array]:
-        peaks = costs.peaks(deep, np.full((3, n), layers), one_micro_batch=True)
-        parts = (peaks.weights, peaks.grads, peaks.optimizer, peaks.buffers, peaks.transient)
-        still = sum(np.broadcast_to(part, (3, n))[1] for part in parts)
-        return np.asarray(still), np.broadcast_to(peaks.activations, (3, n))[1]
-
-    (still_1, kept_1), (still_2, kept_2) = held(1.0), held(2.0)
-    each = still_2 - still_1
-    found = []
-    for kind in costs.kinds:
-        step, head = costs.times(kind, split)
-        dense, moe = (
-            np.broadcast_to(np.asarray(x.forward_s + x.input_s + x.weight_s), (n,))
-            for x in (step.dense, step.moe)
-        )
-        send = costs.send_s(split, kind, kind, float("inf"))
-        found.append(
-            _Rates(
-                layer=(num_dense * dense + num_moe * moe) / (num_dense + num_moe),
-                dense=dense,
-                moe=moe,
-                head=np.broadcast_to(np.asarray(sum(head)), (n,)),
-                send=np.broadcast_to(np.asarray(send), (n,)),
-                fixed_bytes=still_1 - each,
-                layer_bytes=each,
-                flight_bytes=kept_2 - kept_1,
-            )
-        )
-    return found
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -228,7 +169,7 @@ def _parts(
     options: SearchOptions,
     fillings: Fillings,
     layouts: Layouts,
-    rates: list[_Rates],
+    rates: list[Rates],
     at_most: float,
 ) -> Iterator[_Part]:
     """All pipelines, in pieces of about `_CELLS`. Meshes whose most favourable filling is too slow
@@ -243,7 +184,7 @@ def _parts(
                 continue
             groups = fillings.orders[number]
             factor = np.asarray(costs.late(float(size), list(counts.T)))
-            factor = factor * _price(weights, counts, size)
+            factor = factor * price_of_counts(weights, counts, size)
             most, m = counts.max(axis=0, keepdims=True), m_all[of_size][:, None]
             least = _bounds(costs, groups, most, rates, of_size, m)[:, 0] * factor.min()
             chosen = of_size[least <= at_most]
@@ -268,16 +209,11 @@ def _parts(
                 num_cut, least_cut = 0, float("inf")
 
 
-def _price(weights: list[float], counts: Ints, size: Num) -> Num:
-    """Factor of a step in its score."""
-    return counts @ np.array(weights) * size if any(weights) else 1.0
-
-
 def _bounds(
     costs: MixedCosts,
     groups: tuple[int, ...],
     counts: Ints,
-    rates: list[_Rates],
+    rates: list[Rates],
     where: Ints,
     m: Array,
 ) -> Array:
@@ -287,7 +223,7 @@ def _bounds(
     return np.asarray(_work(costs, groups, rates, where)[:, None] / reach)
 
 
-def _work(costs: MixedCosts, groups: tuple[int, ...], rates: list[_Rates], where: Ints) -> Array:
+def _work(costs: MixedCosts, groups: tuple[int, ...], rates: list[Rates], where: Ints) -> Array:
     """Layers, the head counted as layers of the last group; each kind of block where it is
     quickest by the measure of a mean layer."""
     kinds = costs.model.blocks
@@ -300,7 +236,7 @@ def _work(costs: MixedCosts, groups: tuple[int, ...], rates: list[_Rates], where
 
 
 def _closed_form(
-    costs: MixedCosts, groups: tuple[int, ...], rates: list[_Rates], pairs: _Pairs
+    costs: MixedCosts, groups: tuple[int, ...], rates: list[Rates], pairs: _Pairs
 ) -> Array:
     """Seconds of a step, before what late nodes add."""
     where, m = pairs.mesh, pairs.micro_batches
@@ -322,7 +258,7 @@ def _reach(runs: list[tuple[Array, Array]], m: Array) -> Array:
     return total
 
 
-def _fits(costs: MixedCosts, groups: tuple[int, ...], rates: list[_Rates], pairs: _Pairs) -> Array:
+def _fits(costs: MixedCosts, groups: tuple[int, ...], rates: list[Rates], pairs: _Pairs) -> Array:
     """Whether the ranks of all groups together may have room for the layers: never false where they
     have.
 
@@ -351,7 +287,7 @@ def refine(
     options: SearchOptions,
     layouts: Layouts,
     orders: list[tuple[int, ...]],
-    rates: list[_Rates],
+    rates: list[Rates],
     pool: Pool,
 ) -> Pool:
     """The pool with a better closed form, the best first: whole layers, reductions and updates."""
@@ -379,7 +315,7 @@ def refine(
     late = costs.late(few.stage_ranks, list(pool.counts.T))
     depth = pool.counts.sum(axis=1)
     busy = (m - 1) * level + through + 2 * send * (depth - 1 + m * exposed)
-    price = _price(price_weights(costs, options), pool.counts, few.stage_ranks)
+    price = price_of_counts(price_weights(costs, options), pool.counts, few.stage_ranks)
     pool = dataclasses.replace(pool, rough=(late * busy + after) * price)
     return _best(pool, layouts, options.objective == "devices", 0.0)[0]
 

@@ -145,7 +145,7 @@ def _simulated(run: Run, step: Step, head: tuple[float, float, float], late: flo
     program = program_of(
         blocks=blocks, stages=stages, times=times, schedule=c.schedule, pp=c.pp, vpp=c.vpp,
         num_microbatches=max(1, round(run.num_microbatches)), send_s=float(step.send_s),
-        exposed_send=float(run.constants.exposed_send), late=late,
+        exposed_send=float(run.constants.exposed_send) if run.software.overlaps else 1.0, late=late,
         sync_s=float(step.exposed_reduction_s), update_s=float(step.update_s),
         base_s=float(step.base_s),
     )  # fmt: skip

@@ -211,7 +211,7 @@ def _simulate(
     for found, position in _by_score(founds):
         bound = float(found.bound_s[position]) * found.weight
         # A bound and a simulated time that are equal in theory may differ in their last bits.
-        worst = best[-1].score if len(best) == num else at_most
+        worst = min(at_most, best[-1].score) if len(best) == num else at_most
         slower = bound > worst * (1 + 1e-9)
         if slower or simulated == MOST_SIMULATED:
             left = min(left, bound)

@@ -119,7 +119,7 @@ class ClusterSpec:
         if len(self.groups) != 1:
             raise UserError(
                 f"cluster `{self.name}` mixes {len(self.groups)} kinds of node, "
-                "which the planner does not lay out",
+                "where one is needed",
                 hint="give one node group in the cluster file",
             )
         return self.groups[0]

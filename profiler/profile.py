@@ -128,6 +128,8 @@ class Software:
     """Its tensor-parallel collectives wait for pending receives of a pipeline between nodes."""
     recipe: str = "megatron"
     """Of `planner.peak`: what it keeps in memory."""
+    broadcasts: bool = False
+    """ZeRO sends each owner's weights in a broadcast of its own."""
     reduce_bytes: Annotated[float, Ge(1)] = 4.0
     """Per parameter in the reduction of gradients over replicas."""
     only: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)

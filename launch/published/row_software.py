@@ -91,9 +91,17 @@ def traits_of(cells: Cells, name: str, tp: int, layers_per_stage: float) -> Soft
         fused_exchange=float(fused),
         overlap_exchange=float(recent or "a2a_overlap=true" in features),
         stalls=float(entry.stalls),
-        reduce_bytes=entry.reduce_bytes,
+        reduce_bytes=_reduce_bytes(cells, name, entry.reduce_bytes),
+        overlaps=float("overlap off" not in features),
+        broadcasts=float(entry.broadcasts),
         **_recompute(cells, layers_per_stage),
     )
+
+
+def _reduce_bytes(cells: Cells, name: str, usual: float) -> float:
+    """DeepSpeed's bf16 optimizer sums and reduces in fp32, its fp16 one in fp16."""
+    in_bf16 = name == "megatron-deepspeed" and "bf16" in cells.get("precision", "").lower()
+    return 4.0 if in_bf16 else usual
 
 
 def _graph(features: str) -> float:

@@ -6,6 +6,7 @@ import numpy as np
 
 from planner.layouts import Layouts
 from planner.timing.quantities import Array, Constants, Machine, Shape, Software, Split
+from profiler import profile
 from profiler.cluster import NodeGroup
 from profiler.job import ACTIVATION_BYTES, LOW_PRECISIONS, JobSpec, Precision
 from profiler.model import ModelSpec
@@ -108,14 +109,13 @@ def constants_of(values: dict[str, float]) -> Constants:
     return Constants(**values)
 
 
-def plan_software(
-    *, flash: bool, sequence_parallel: bool, stalls: bool, reduce_bytes: float
-) -> Software:
-    """A software whose layers the planner splits, with nothing else known of it."""
+def plan_software(software: profile.Software) -> Software:
+    """What a profile's software does, whose layers the planner splits."""
     return dataclasses.replace(
         Software(),
-        flash=float(flash),
-        sequence_parallel=float(sequence_parallel),
-        stalls=float(stalls),
-        reduce_bytes=reduce_bytes,
+        flash=float(software.kernel != "none"),
+        sequence_parallel=float(software.sequence_parallel),
+        stalls=float(software.stalls),
+        broadcasts=float(software.broadcasts),
+        reduce_bytes=software.reduce_bytes,
     )

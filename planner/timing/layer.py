@@ -21,9 +21,6 @@ RING, ALL_GATHER, ULYSSES, HYBRID = (
     CP_METHODS.index(m) for m in ("ring", "all_gather", "ulysses", "hybrid")
 )
 SELECTIVE, FULL = 1, 2
-LATENT_OPS = 12.0
-"""Operations that latent attention has beyond others: down and up projections of q and k/v, two
-norms, and the parts with and without position put together (DeepSeek-V2, equations 37 to 47)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +63,7 @@ def layer_times(
 ) -> tuple[Layer, Layer]:
     """A dense and a MoE layer."""
     tokens = split.micro_batch * shape.seq_len / split.cp
-    tensor = _tensor_s(shape, split, hw, c, tokens)
+    tensor = _tensor_s(shape, split, hw, sw, c, tokens)
     mixer = _mixer(shape, split, hw, sw, c, tokens)
     context = _context_s(shape, split, hw, c, tokens, mixer.attention)
     dense = _with_ffn(shape, split, hw, c, tokens, mixer)
@@ -77,11 +74,13 @@ def layer_times(
     )
 
 
-def _tensor_s(shape: Shape, split: Split, hw: Machine, c: Constants, tokens: Num) -> Num:
+def _tensor_s(
+    shape: Shape, split: Split, hw: Machine, sw: Software, c: Constants, tokens: Num
+) -> Num:
     """Two all-reduces (or gather + scatter pairs) of a forward, as far as they are exposed."""
     num_bytes = hw.element_bytes * tokens * shape.hidden
     once = collective_s(hw, c, num_bytes, split.tp, 1.0, reduces=True)
-    return 2 * once * c.exposed_tensor
+    return 2 * once * np.where(sw.overlaps > 0, c.exposed_tensor, 1.0)
 
 
 def _mixer(
@@ -192,7 +191,7 @@ def _with_experts(
         attention_backward=mixer.attention_backward,
         stream=mixer.stream + stream_s(hw, c, passes),
         expert=2 * (np.where(split.ep > 1, exchange * fused, 0.0) + sorting) * hidden,
-        ops=c.moe_ops + waits * c.expert_ops * held + LATENT_OPS * (shape.kv_lora > 0),
+        ops=c.moe_ops + waits * c.expert_ops * held + c.latent_ops * (shape.kv_lora > 0),
     )
 
 

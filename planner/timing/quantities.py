@@ -147,6 +147,10 @@ class Software:
     """...beside the computation of another micro-batch."""
     stalls: Num = 0.0
     """Collectives of tensor parallelism wait for a pending receive from another node (nanotron)."""
+    overlaps: Num = 1.0
+    """Communication of tensor parallelism, pipeline and replicas runs beside computation."""
+    broadcasts: Num = 0.0
+    """ZeRO sends each owner's weights by itself (InternEvo)."""
     reduce_bytes: Num = 4.0
     """Per parameter in the reduction of gradients."""
     recompute_full: Num = 0.0
@@ -189,6 +193,7 @@ class Constants:
     host_op_s: Num
     dense_ops: Num
     moe_ops: Num
+    latent_ops: Num
     expert_ops: Num
     fused_expert_ops: Num
     stall_s: Num
@@ -201,6 +206,7 @@ class Constants:
     covered_reduction: Num
     least_reduction: Num
     covered_gather: Num
+    broadcast_s: Num
     optimizer_passes: Num
     optimizer_s: Num
     step_s: Num

@@ -6,8 +6,9 @@ A pipeline of p ranks with v stages each works m micro-batches:
     bubble, of one chunk's mean f, i (input) and w (weight) seconds:
         gpipe, 1f1b, interleaved   (p - 1) * (f + i + w)      (Narayanan et al. 2021, 2.2)
         zero_bubble                (p - 1) * max(f, i, f + i - w)      (Qi et al. 2023)
-        zbv                        (p - 1) * max(f, i)                 (Qi et al. 2024)
-        dualpipev                  (p - 1) * max(f, f + i - w)         (DeepSeek-AI 2025)
+        zbv                        (p - 1) * max(f, i, 2 (i - w))      (Qi et al. 2024)
+        dualpipev                  (p - 1) * max(f, f + i - w, 2 i - w - f / (p - 1))
+                                                                       (DeepSeek-AI 2025)
     never less than one micro-batch through all stages and back, and the others after it:
         (p * v + m - 1) * (f + i + w) of a chunk, which is what few micro-batches leave of vpp
 
@@ -124,7 +125,8 @@ def compose(
     through = chunk * ((p * v + m - 1) * layer - (p * v - 1) * _late_weights(split, weights))
     bubble = np.where(p > 1, np.maximum(bubble, through - m * most), 0.0)
     send = _send_s(shape, split, hw, sw, c)
-    messages = np.where(p > 1, 2 * send * (p - 1 + m * c.exposed_send * np.sqrt(v)), 0.0)
+    exposed_send = np.where(sw.overlaps > 0, c.exposed_send, 1.0)
+    messages = np.where(p > 1, 2 * send * (p - 1 + m * exposed_send * np.sqrt(v)), 0.0)
     params = rank_params(shape, split)
     per_rank = shape.num_layers / p
     total, exposed = _reduction_s(
@@ -226,6 +228,7 @@ def _reduction_s(
     `f`, `b`: seconds of a rank's forward and backward of one micro-batch.
     """
     data, shards, tp = split.data_ranks, split.shard_ranks, split.tp
+    covered = np.where(sw.overlaps > 0, c.covered_reduction, 0.0)
     copies = np.maximum(data / shards, 1.0)
     zero = split.zero > 0
     scatter = collective_s(hw, c, sw.reduce_bytes * params.dense, shards, tp)
@@ -238,7 +241,7 @@ def _reduction_s(
     reduced = collective_s(hw, c, sw.reduce_bytes * params.experts, experts, inner)
     back = np.where(zero, hw.element_bytes, sw.reduce_bytes) * params.experts
     once = scatter + across + gather + reduced + collective_s(hw, c, back, experts, inner)
-    left = np.maximum(once - c.covered_reduction * b, c.least_reduction * once)
+    left = np.maximum(once - covered * b, c.least_reduction * once)
     weights = hw.element_bytes * params.dense
     own = hw.element_bytes * params.experts
     fetch = collective_s(hw, c, weights, shards, tp)
@@ -247,14 +250,14 @@ def _reduction_s(
     each = each + np.maximum(2 * fetch - c.covered_gather * b, 0.0)
     layers = np.maximum(shape.num_layers / split.pp, 1.0)
     m = split.num_microbatches
-    sharded = (
-        m * each + 2 * fetch / layers + across * (1 - 0.5 * np.minimum(c.covered_reduction, 1))
-    )
+    sharded = m * each + 2 * fetch / layers + across * (1 - 0.5 * np.minimum(covered, 1))
     # ZeRO-2 keeps a shard of the gradients alone: it scatters them after every micro-batch.
     often = scatter + reduced
     rest = once - often
     scattered = m * np.maximum(often - c.covered_gather * b, c.least_reduction * often / layers)
-    scattered = scattered + np.maximum(rest - c.covered_reduction * b, c.least_reduction * rest)
+    scattered = scattered + np.maximum(rest - covered * b, c.least_reduction * rest)
+    # InternEvo's ZeRO sends each owner's weights in a broadcast of their own.
+    left = left + np.where((sw.broadcasts > 0) & zero, c.broadcast_s * shards, 0.0)
     full, second = split.zero >= 3, split.zero == 2
     exposed = np.where(full, sharded, np.where(second, scattered, left))
     total = np.where(full, 3 * m * fetch + across, np.where(second, m * often + rest, once))

@@ -68,6 +68,8 @@ class SoftwareEntry:
     """Splits layers by itself for equal parameters of the stages (nanotron)."""
     stalls: bool = False
     recipe: str
+    broadcasts: bool = False
+    """ZeRO sends each owner's weights in a broadcast of its own."""
     reduce_bytes: Annotated[float, Ge(1)] = 4.0
     only: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -79,6 +81,7 @@ class SoftwareEntry:
             sequence_parallel=self.sequence_parallel,
             stalls=self.stalls,
             recipe=self.recipe,
+            broadcasts=self.broadcasts,
             reduce_bytes=self.reduce_bytes,
             only=self.only,
         )

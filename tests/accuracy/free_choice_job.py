@@ -118,12 +118,7 @@ def published_of(job: Job) -> tuple[Published, ...]:
     software = job.profile.software
     if software is None:
         raise ValueError("the profile has no constants")
-    plain = plan_software(
-        flash=software.kernel != "none",
-        sequence_parallel=software.sequence_parallel,
-        stalls=software.stalls,
-        reduce_bytes=software.reduce_bytes,
-    )
+    plain = plan_software(software)
     best: dict[ParallelConfig, PublishedRun] = {}
     for each in sorted(job.runs, key=lambda r: r.step_s or float("inf")):
         best.setdefault(each.run.config, each)
@@ -134,9 +129,16 @@ def published_of(job: Job) -> tuple[Published, ...]:
         for r in best.values()
     ]
     return tuple(
-        Published(run, seconds, terms, refusals(job, run.run.config))
+        Published(run, seconds, terms, _stated(run, refusals(job, run.run.config)))
         for run, (seconds, terms) in zip(best.values(), predict_steps(runs), strict=True)
     )
+
+
+def _stated(run: PublishedRun, refused: tuple[str, ...]) -> tuple[str, ...]:
+    """The refusal, which may be none where the row does not say what it recomputes."""
+    if refused == (MEMORY_RULE,) and not run.cells.get("recompute"):
+        return ("memory, recomputation not stated",)
+    return refused
 
 
 def refusals(job: Job, config: ParallelConfig) -> tuple[str, ...]:

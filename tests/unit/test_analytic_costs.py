@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner import analytic as analytic_module
 from planner.config import ParallelConfig
 from planner.cost import cost_model
+from planner.distinct import KEY, distinct_layers
 from planner.layouts import FIELDS, NAMES, Layouts
 from planner.search import make_plan
 from planner.simulate import simulate
@@ -153,9 +153,9 @@ def test_layouts_of_one_key_are_timed_together(pick, variety, huge):
         return np.array([pick.randint(name not in NAMES, top) for _ in range(num)], dtype=np.int32)
 
     space = Layouts(**{name: some(name, 60) for name in FIELDS})
-    code, unique = analytic_module._distinct(space, 8)
+    code, unique = distinct_layers(space, 8)
     keys = [
-        (space.pp[i] > 1, *(getattr(space, name)[i] for name in analytic_module._KEY),
+        (space.pp[i] > 1, *(getattr(space, name)[i] for name in KEY),
          space.num_devices[i] > 8)
         for i in range(60)
     ]  # fmt: skip

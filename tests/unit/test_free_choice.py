@@ -11,7 +11,7 @@ from planner.config import ParallelConfig
 from profiler.codec import replace
 from tests.accuracy import bench
 from tests.accuracy.bench_page import Answer as Planned
-from tests.accuracy.bench_page import Bar, Case, SimulatorRow, page, slope
+from tests.accuracy.bench_page import Bar, Case, Command, SimulatorRow, page, slope
 from tests.accuracy.free_choice_job import (
     NOTHING,
     SEEN,
@@ -128,7 +128,7 @@ def test_bench_page_says_which_bars_are_kept():
     case = Case("gpt", "h100-8x8", 64, 2048, Bar(seconds=5.0, rate=1e6, bytes=2**30))
     text = page(
         where="here",
-        cases=[(case, planned(2.0, 3_000_000), (6.0, 2**29))],
+        cases=[(case, planned(2.0, 3_000_000), Command(seconds=6.0, cpu_s=4.0, peak_bytes=2**29))],
         growth=[(case, planned(1.0, 1000)), (case, planned(4.0, 4000))],
         simulator=[SimulatorRow(label="1f1b", first_s=0.1, again_s=0.01, one_of_many_s=0.001)],
     )

@@ -55,6 +55,7 @@ BROKEN: dict[str, Broken] = {
     "stage-ends": (DENSE, {"pp": 2}, {"stages": ((0, 0), (0, 8))}),
     "stage-empty": (DENSE, {"pp": 3}, {"stages": ((0, 4), (4, 4), (4, 8))}),
     "ranks": (DENSE, {"tp": 2}, {"ranks": (1, 1)}),
+    "devices": (DENSE, {"tp": 2}, {"devices": (1, 1)}),
     "recompute": (DENSE, {}, {"recompute": ("full", "none")}),
     "experts-ep": (MOE, {"dp_replicate": 2, "cp": 4, "ep": 8}, {}),
     "experts": (MOE, {"dp_replicate": 2, "ep": 2}, {"experts": (TWO_RANKS,)}),

@@ -1,0 +1,118 @@
+"""`plan --objective`, `--devices` and clusters of several kinds of node, as a user sees them."""
+
+import json
+
+import pytest
+
+from launch.cli.exit import Exit
+
+SMALL = ("-m", "llama3-8b", "--global-batch", 32, "--pin", "cp=1,schedule=1f1b", "--top", 2)
+LAB = """
+name: lab
+nodes:
+  - {device: a100-80, count: 1, devices_per_node: 8, price_per_hour: 1.2}
+  - {device: h100, count: 1, devices_per_node: 8, price_per_hour: 2.5}
+"""
+
+
+@pytest.fixture
+def lab(tmp_path):
+    (tmp_path / "lab.yaml").write_text(LAB)
+    return "lab.yaml"
+
+
+def narrow(text):
+    return all(len(line) <= 80 for line in text.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--objective", "fast"), "`--objective fast` is not known"),
+        (("--devices", "x"), "`--devices x` is not a list of positive numbers"),
+        (("--devices", "0"), "`--devices 0` is not a list of positive numbers"),
+        (("--devices", "12"), "no whole number of nodes with 8 devices each"),
+        (("--devices", "16,64"), "cluster `h100-2x8` has 16"),
+    ],
+)
+def test_bad_values(meshwright, flags, message):
+    result = meshwright("plan", *SMALL, "-c", "h100-2x8", *flags)
+    assert result.code == Exit.FAILED
+    assert message in result.err
+    assert "hint:" in result.err
+
+
+def test_a_layout_leaves_nothing_to_an_objective(meshwright, tmp_path):
+    (tmp_path / "layout.yaml").write_text("tp: 8\n")
+    result = meshwright(
+        "plan", "-m", "llama3-8b", "-c", "h100-1x8", "--layout", "layout.yaml", "--devices", 4
+    )
+    assert result.code == Exit.FAILED
+    assert "`--layout` leaves nothing to" in result.err
+
+
+@pytest.mark.parametrize("objective", ["cost", "devices"])
+def test_an_objective_is_shown(meshwright, objective):
+    result = meshwright("plan", *SMALL, "-c", "h100-2x8", "--objective", objective)
+    assert result.code == Exit.OK
+    assert narrow(result.out)
+    assert "devices" in result.out.split("vs best")[0]
+    assert ("device-hours per million tokens" in result.out) == (objective == "cost")
+
+
+def test_idle_devices_are_named(meshwright):
+    result = meshwright("plan", *SMALL, "-c", "h100-2x8", "--devices", 8)
+    assert "Uses 8 of 16 devices; 8 stay idle" in result.out
+    why = meshwright("why", "plan.json")
+    assert "8 of 16 stay idle" in why.out
+    assert meshwright("why", "plan.json", "--not", "tp=8").code == Exit.OK
+
+
+def test_several_kinds_of_node(meshwright, lab):
+    result = meshwright("plan", *SMALL, "-c", lab)
+    assert result.code == Exit.OK, result.err
+    assert narrow(result.out)
+    assert "1 x 8 a100-80, 1 x 8 h100" in result.out
+    assert "Uses 8 of 8 a100-80, 8 of 8 h100" in result.out
+    assert "per million tokens at the cluster's prices" in result.out
+    assert "on a100-80" in result.out
+    assert "on h100" in result.out
+    assert "meshwright launch" not in result.out
+    bars = [line for line in result.out.splitlines() if line.startswith("stage ")]
+    assert {line.split()[-1] for line in bars} == {"a100-80", "h100"}
+
+
+def test_all_views_of_a_mixed_plan(meshwright, lab, tmp_path):
+    assert meshwright("plan", *SMALL, "-c", lab, "-o", "a.json").code == Exit.OK
+    assert meshwright("plan", *SMALL, "-c", lab, "--pin", "tp=2", "-o", "b.json").code == Exit.OK
+    for command in (
+        ("show", "a.json"),
+        ("show", "a.json", "--memory"),
+        ("show", "a.json", "--timeline"),
+        ("show", "a.json", "--pareto"),
+        ("why", "a.json"),
+        ("why", "a.json", "--not", "tp=8"),
+        ("why", "a.json", "--not", "tp=3"),
+        ("diff", "a.json", "b.json"),
+    ):
+        result = meshwright(*command)
+        assert result.code == Exit.OK, (command, result.err)
+        assert narrow(result.out), command
+    assert meshwright("show", "a.json", "--report", "a.html").code == Exit.OK
+    assert "a100-80, h100 devices" in (tmp_path / "a.html").read_text()
+    shown = json.loads(meshwright("why", "a.json", "--json").out)
+    assert shown["kind"] == "why"
+
+
+def test_no_launch_of_several_kinds(meshwright, lab):
+    assert meshwright("plan", *SMALL, "-c", lab).code == Exit.OK
+    result = meshwright("launch", "plan.json")
+    assert result.code == Exit.FAILED
+    assert "is for 2 kinds of node; the reference launcher starts nodes of one kind" in result.err
+
+
+def test_no_layout_can_be_given_for_several_kinds(meshwright, lab, tmp_path):
+    (tmp_path / "layout.yaml").write_text("tp: 8\npp: 2\n")
+    result = meshwright("plan", "-m", "llama3-8b", "-c", lab, "--layout", "layout.yaml")
+    assert result.code == Exit.FAILED
+    assert "mixes 2 kinds of node" in result.err
