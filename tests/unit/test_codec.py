@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.plan import Plan, SearchOptions
+from planner.plan import FORMAT_VERSION, Plan, SearchOptions
 from planner.search import make_plan
 from profiler.cluster import ClusterSpec
 from profiler.codec import canonical, decode, decode_artifact, encode, parse, to_plain
@@ -32,7 +32,7 @@ def plan():
 
 
 def read_plan(text, name="plan.json"):
-    return decode_artifact(Plan, text, name, kind="plan", version="1.0")
+    return decode_artifact(Plan, text, name, kind="plan", version=FORMAT_VERSION)
 
 
 def test_round_trip_is_the_same_bytes(plan):
