@@ -42,7 +42,7 @@ AXES = (
 
 LEAST_TOKENS = 2**10
 """Of a sequence on one rank, or its attention takes less time than what it waits for."""
-MOST_TOKENS = 2**17
+MOST_TOKENS = 2**16
 """Of a micro-batch on one cp rank, beyond which GEMMs gain no efficiency from more rows."""
 
 

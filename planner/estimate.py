@@ -6,10 +6,13 @@ sent, idle before that. Gradient reduction is collective, copy and optimizer com
 the step idle.
 """
 
+import numpy as np
+
+from planner.dependencies import OPS, Graph, graph_of
 from planner.objective import price_of
 from planner.plan import Candidate, Estimate, StageEstimate
 from planner.predict import with_bubble
-from planner.prepared import Inputs, Prepared
+from planner.prepared import Floats, Inputs, Prepared
 from planner.simulate import Timeline, simulate
 
 
@@ -52,62 +55,59 @@ def estimate(costs: Inputs, prepared: Prepared) -> Candidate:
     )
 
 
-def _share(part: float, whole: float) -> float:
-    return min(1.0, part / whole) if whole > 0 else 0.0
-
-
 def _rank(prepared: Prepared, timeline: Timeline, rank: int) -> StageEstimate:
-    program = prepared.program
-    forward, backward = prepared.forward_collective_s, prepared.backward_collective_s
-    whole_s = program.backward_s
-    sent = _sent(timeline, rank)
-    compute = p2p = collective = idle = free = 0.0
-    row = zip(timeline.table[rank], timeline.start[rank], timeline.end[rank], strict=True)
-    for action, start, end in row:
-        stage = action.stage
-        ready = sent.get((stage, action.op == "F", action.micro_batch))
-        moving = max(0.0, start - max(free, ready)) if ready is not None else 0.0
-        p2p += moving
-        idle += start - free - moving
-        if action.op == "F":
-            talk = _share(forward[stage], program.forward_s[stage])
-        elif action.op == "W":
-            talk = 0.0
-        else:
-            whole = whole_s[stage] if action.op == "B" else program.input_s[stage]
-            talk = _share(backward[stage], whole)
-        collective += (end - start) * talk
-        compute += (end - start) * (1 - talk)
-        free = end
-    compute += timeline.bucket_end[rank] - free
-    collective += timeline.sync_end[rank] - timeline.bucket_end[rank]
-    compute += timeline.optimizer_end[rank] - timeline.sync_end[rank]
-    idle += timeline.step_s - timeline.optimizer_end[rank]
+    graph = graph_of(timeline.program.structure)
+    row = graph.rows[rank]
+    start, end = (
+        np.asarray(rows[rank], dtype=np.float64) for rows in (timeline.start, timeline.end)
+    )
+    free = np.concatenate([[0.0], end[:-1]])
+    sent = _sent(timeline, graph, rank)
+    moving = np.where(np.isfinite(sent), np.maximum(0.0, start - np.maximum(free, sent)), 0.0)
+    talk = _talk(prepared)[graph.kind[row]]
+    busy_s, sync_s = timeline.bucket_end[rank], timeline.sync_end[rank]
+    compute = _sum((end - start) * (1 - talk)) + (busy_s - (end[-1] if len(end) else 0.0))
+    collective = _sum((end - start) * talk) + (sync_s - busy_s)
+    idle = _sum(start - free - moving) + (timeline.step_s - timeline.optimizer_end[rank])
     return StageEstimate(
-        compute_s=float(compute),
-        p2p_s=float(p2p),
+        compute_s=float(compute + (timeline.optimizer_end[rank] - sync_s)),
+        p2p_s=_sum(moving),
         collective_s=float(collective),
         idle_s=max(0.0, float(idle)),
         memory=prepared.memory[rank],
     )
 
 
-def _sent(timeline: Timeline, rank: int) -> dict[tuple[int, bool, int], float]:
-    """(virtual stage, forward, micro-batch) of a rank's actions -> when what they wait for was
-    sent, where another rank sends it."""
-    owners = timeline.program.structure.owners
-    wanted: dict[tuple[int, str, int], tuple[int, bool, int]] = {}
-    for action in timeline.table[rank]:
-        forward = action.op == "F"
-        source = action.stage - 1 if forward else action.stage + 1
-        if action.op != "W" and 0 <= source < len(owners) and owners[source] != rank:
-            for op in ("F",) if forward else ("B", "I"):
-                key = (action.stage, forward, action.micro_batch)
-                wanted[(source, op, action.micro_batch)] = key
-    sent = {}
-    for other in {owners[source] for source, _, _ in wanted}:
-        for action, end in zip(timeline.table[other], timeline.end[other], strict=True):
-            found = wanted.get((action.stage, action.op, action.micro_batch))
-            if found is not None:
-                sent[found] = float(end)
+def _sum(values: Floats) -> float:
+    """In order, so that the last bits do not depend on numpy's blocks."""
+    return float(np.cumsum(values)[-1]) if len(values) else 0.0
+
+
+def _talk(prepared: Prepared) -> Floats:
+    """Share of an action that its rank spends in collectives, by kind."""
+    program = prepared.program
+    forward, back = prepared.forward_collective_s, prepared.backward_collective_s
+    whole = {
+        "F": (forward, program.forward_s),
+        "B": (back, program.backward_s),
+        "I": (back, program.input_s),
+        "W": ((0.0,) * len(back), program.weight_s),
+    }
+    return np.array([_share(a, b) for op in OPS for a, b in zip(*whole[op], strict=True)])
+
+
+def _share(part: float, whole: float) -> float:
+    return min(1.0, part / whole) if whole > 0 else 0.0
+
+
+def _sent(timeline: Timeline, graph: Graph, rank: int) -> Floats:
+    """When what each action of a rank waits for was sent; -inf where no other rank sends it."""
+    needs = graph.needs[graph.rows[rank]] - graph.first
+    sender = np.where(needs < 0, rank, graph.rank[needs])
+    sent = np.full(len(needs), -np.inf)
+    for other in np.unique(sender[sender != rank]):
+        ends = np.empty(len(graph.kind))
+        ends[graph.rows[other]] = timeline.end[other]
+        mine = sender == other
+        sent[mine] = ends[needs[mine]]
     return sent

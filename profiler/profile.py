@@ -12,7 +12,7 @@ slow-down of a layer when several ranks of the host compute at once; an accelera
 import dataclasses
 from typing import Annotated, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 
 from profiler.cluster import ClusterSpec
 from profiler.codec import record
@@ -130,6 +130,12 @@ class Software:
     """Of `planner.peak`: what it keeps in memory."""
     broadcasts: bool = False
     """ZeRO sends each owner's weights in a broadcast of its own."""
+    graph: Annotated[float, Ge(0), Le(1)] = 0.0
+    """Share of the kernels that start from CUDA graphs."""
+    fused_exchange: bool = False
+    """Tokens go to experts by fused kernels (DeepEP, HybridEP)..."""
+    overlap_exchange: bool = False
+    """...beside the computation of another micro-batch."""
     reduce_bytes: Annotated[float, Ge(1)] = 4.0
     """Per parameter in the reduction of gradients over replicas."""
     only: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)

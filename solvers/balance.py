@@ -28,7 +28,7 @@ def balance(
     sums = [0.0, *accumulate(costs)]
     low, high = max(max(costs), sums[-1] / num_runs), sums[-1]
     best, _ = _packed(sums, caps, high)
-    limit = low
+    limit, tries = low, 0
     while best is not None:
         found, larger = _packed(sums, caps, limit * (1 + SAME))
         if found is None:
@@ -37,7 +37,8 @@ def balance(
             best, high = found, max(sums[e] - sums[f] for f, e in found)
         if high <= low * (1 + SAME):
             break
-        limit = (low + high) / 2
+        tries += 1
+        limit = low if found is None and tries < 2 else (low + high) / 2
     return best
 
 

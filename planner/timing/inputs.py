@@ -117,5 +117,8 @@ def plan_software(software: profile.Software) -> Software:
         sequence_parallel=float(software.sequence_parallel),
         stalls=float(software.stalls),
         broadcasts=float(software.broadcasts),
+        graph=software.graph,
+        fused_exchange=float(software.fused_exchange),
+        overlap_exchange=float(software.overlap_exchange),
         reduce_bytes=software.reduce_bytes,
     )

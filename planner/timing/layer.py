@@ -215,8 +215,9 @@ def _context_s(
     ring = collective_s(hw, c, kv_bytes * around, around, split.tp * inside)
     cover = c.covered_context * attention
     gathers = method == ALL_GATHER
-    forward = np.where(gathers, ring, np.maximum(ring - cover, 0.0))
-    backward = np.where(gathers, 2 * ring, np.maximum(2 * ring - 2 * cover, 0.0))
+    least = c.least_reduction * ring  # each step waits for the slowest of its ring
+    forward = np.where(gathers, ring, np.maximum(ring - cover, least))
+    backward = np.where(gathers, 2 * ring, np.maximum(2 * ring - 2 * cover, 2 * least))
     heads_s = exchange_s(hw, c, all_bytes, inside, split.tp)
     on = split.cp > 1
     return np.where(on, forward + heads_s, 0.0), np.where(on, backward + heads_s, 0.0)

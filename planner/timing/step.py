@@ -14,8 +14,8 @@ A pipeline of p ranks with v stages each works m micro-batches:
 
 The reduction of gradients hides behind one backward as far as `covered_reduction` says; with ZeRO-2
 they are scattered after every micro-batch, and with ZeRO-3 each layer is also gathered before its
-forward and its backward, beside the computation. `planner.simulate` answers for the layouts that
-remain; this ranks the rest.
+forward and its backward, beside the computation of the one before it. `planner.simulate` answers
+for the layouts that remain; this ranks the rest.
 """
 
 from dataclasses import dataclass
@@ -250,7 +250,9 @@ def _reduction_s(
     each = each + np.maximum(2 * fetch - c.covered_gather * b, 0.0)
     layers = np.maximum(shape.num_layers / split.pp, 1.0)
     m = split.num_microbatches
-    sharded = m * each + 2 * fetch / layers + across * (1 - 0.5 * np.minimum(covered, 1))
+    # A stage's first layer forward, and its last one backward, find nothing to hide in.
+    starts = m * split.vpp * 2 * fetch / layers
+    sharded = m * each + starts + across * (1 - 0.5 * np.minimum(covered, 1))
     # ZeRO-2 keeps a shard of the gradients alone: it scatters them after every micro-batch.
     often = scatter + reduced
     rest = once - often

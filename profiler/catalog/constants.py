@@ -11,7 +11,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 
 from profiler.catalog.load import CatalogItem, load_device, unknown_name
 from profiler.cluster import NodeGroup
@@ -70,6 +70,11 @@ class SoftwareEntry:
     recipe: str
     broadcasts: bool = False
     """ZeRO sends each owner's weights in a broadcast of its own."""
+    graph: Annotated[float, Ge(0), Le(1)] = 0.0
+    fused_exchange: bool = False
+    overlap_exchange: bool = False
+    constants: str = ""
+    """Software whose fitted constants it takes; empty: its own."""
     reduce_bytes: Annotated[float, Ge(1)] = 4.0
     only: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -82,6 +87,9 @@ class SoftwareEntry:
             stalls=self.stalls,
             recipe=self.recipe,
             broadcasts=self.broadcasts,
+            graph=self.graph,
+            fused_exchange=self.fused_exchange,
+            overlap_exchange=self.overlap_exchange,
             reduce_bytes=self.reduce_bytes,
             only=self.only,
         )
@@ -134,7 +142,7 @@ def scopes_of(group: NodeGroup, software: str) -> dict[Scope, str]:
         "device": group.device.name,
         "fabric": fabric_of(group),
         "kernel": kernel_of(group.device.name, load_software(software)),
-        "software": software,
+        "software": load_software(software).constants or software,
     }
 
 

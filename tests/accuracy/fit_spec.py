@@ -124,7 +124,7 @@ SPECS = (
     Spec(name="covered_reduction", by="software", prior=0.6, spread=0.4, between=0.3,
          unit="of one backward", meaning="that hides the reduction of gradients"),
     Spec(name="least_reduction", prior=0.1, spread=0.7, unit="share",
-         meaning="of the reduction that is always exposed (the last bucket)"),
+         meaning="of overlapped communication that is always exposed (the last bucket)"),
     Spec(name="covered_gather", prior=0.7, spread=0.3, unit="of the computation",
          meaning="that hides ZeRO-3's gathering"),
     Spec(name="broadcast_s", prior=3e-3, spread=0.5, unit="s",

@@ -98,7 +98,7 @@ def test_newer_minor_is_read_with_a_warning(plan):
     tree["job"]["novelty"] = [1, 2]
     again, warning = read_plan(canonical(tree))
     assert again.job == plan.job
-    assert warning == "plan.json has format 1.7, newer than 1.0: what is new is left out"
+    assert warning == "plan.json has format 1.7, newer than 1.1: what is new is left out"
 
 
 def test_truncated_artifact(plan):
