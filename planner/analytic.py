@@ -19,12 +19,14 @@ from planner.chain import (
     balanced_stages,
     capped_stages,
     even_stages,
+    exposed_s,
+    number,
     program_of,
 )
 from planner.config import ParallelConfig, Placement
 from planner.distinct import distinct_layers
 from planner.layouts import Ints, Layouts, is_one_of
-from planner.peak import RECIPES, Peaks, Recipe, stage_peaks
+from planner.peak import Peaks, Recipe, recipe_of, stage_peaks
 from planner.plan import StageMemory
 from planner.predict import memory_degrees, sizes_of, terms_of_step
 from planner.prepared import Prepared, Screened
@@ -34,7 +36,7 @@ from planner.schedules import stage_owner
 from planner.timing.inputs import constants_of, machine_of, plan_software, shape_of, split_of
 from planner.timing.layer import Layer, layer_times
 from planner.timing.quantities import Array, Machine, Num, rows
-from planner.timing.step import Step, compose, head_s, step_times
+from planner.timing.step import Step, compose, head_s, lateness, step_times
 from profiler.job import JobSpec
 from profiler.model import BlockKind, ModelSpec
 from profiler.profile import Profile
@@ -70,10 +72,10 @@ class AnalyticCosts:
         self.node = profile.cluster.uniform
         software = profile.software
         self.capacity_bytes = self.node.device.memory_bytes * (1 - job.memory_reserve)
-        self._recipe: Recipe = RECIPES[software.recipe]
+        self._recipe: Recipe = recipe_of(software.recipe, job.precision)
         self._shape = shape_of(model, job.seq_len)
         self._machine = machine_of(self.node, profile.cluster.num_devices, job.precision)
-        self._software = plan_software(software)
+        self._software = plan_software(software, self.node.device)
         self._constants = constants_of(profile.constants)
         self._sizes = sizes_of(model, job.seq_len)
         self._level: dict[tuple[float, ...], tuple[float, float, float]] = {}
@@ -232,7 +234,7 @@ class AnalyticCosts:
         if not self.model.num_moe_layers:  # what follows the layers is one of them
             step = dataclasses.replace(step, moe=step.dense)
         head = head_s(self._shape, split, self._machine, self._constants)
-        times = self._times(step.dense, step.moe, head)
+        times = BlockTimes.of_layers(step.dense, step.moe, head)
         if stages is None:
             stages = self._split(layouts, config, times)
         if stages is None:
@@ -241,11 +243,13 @@ class AnalyticCosts:
         program = program_of(
             blocks=self.model.blocks, stages=stages, times=times, schedule=config.schedule,
             pp=config.pp, vpp=config.vpp, num_microbatches=config.num_microbatches(self.job),
-            send_s=_number(step.send_s), exposed_send=float(self._constants.exposed_send),
-            late=late, sync_s=_number(step.exposed_reduction_s),
-            update_s=_number(step.update_s), base_s=_number(step.base_s),
+            send_s=number(step.send_s), exposed_send=float(self._constants.exposed_send),
+            late=late, sync_s=number(step.exposed_reduction_s),
+            update_s=number(step.update_s), base_s=number(step.base_s),
         )  # fmt: skip
-        talk = {kind: _talk(layer) for kind, layer in (("dense", step.dense), ("moe", step.moe))}
+        talk = {
+            kind: exposed_s(layer) for kind, layer in (("dense", step.dense), ("moe", step.moe))
+        }
         talk["mtp"] = talk["moe" if self.model.num_moe_layers else "dense"]
         forward, backward = (
             tuple(
@@ -269,15 +273,6 @@ class AnalyticCosts:
                 times.head, late,
             ),
         )  # fmt: skip
-
-    def _times(self, dense: Layer, moe: Layer, head: tuple[Num, Num, Num]) -> BlockTimes:
-        last = moe if self.model.num_moe_layers else dense
-        forward, inputs, weights = head
-        return BlockTimes(
-            dense=_seconds(dense),
-            moe=_seconds(last),
-            head=(_number(forward), _number(inputs), _number(weights)),
-        )
 
     def _split(self, layouts: Layouts, config: ParallelConfig, times: BlockTimes) -> Stages | None:
         """The split that levels time among those that fit memory; None where none was found.
@@ -317,10 +312,7 @@ class AnalyticCosts:
         return dataclasses.replace(self._machine, num_devices=number)
 
     def _late(self, layouts: Layouts) -> Num:
-        """What waiting for the slowest of several nodes costs, as a factor."""
-        hw = self._machine_of(layouts)
-        nodes = np.maximum(hw.num_devices / hw.per_node, 1.0)
-        return 1 + self._constants.straggler * np.log2(nodes)
+        return lateness(self._machine_of(layouts), self._constants)
 
     def _memory(
         self, layouts: Layouts, config: ParallelConfig, stages: Stages
@@ -354,17 +346,3 @@ def _stage_memory(peaks: Peaks, row: int) -> StageMemory:
         buffer_bytes=part(peaks.buffers),
         workspace_bytes=part(peaks.transient),
     )
-
-
-def _number(value: object) -> float:
-    return float(np.asarray(value).reshape(-1)[0])
-
-
-def _seconds(layer: Layer) -> tuple[float, float, float]:
-    return _number(layer.forward_s), _number(layer.input_s), _number(layer.weight_s)
-
-
-def _talk(layer: Layer) -> tuple[float, float]:
-    """Exposed communication of a layer's (forward, backward), recomputation's left out."""
-    once = _number(layer.tensor_s) + _number(layer.context_s) + _number(layer.expert_s)
-    return once, once + _number(layer.context_s)

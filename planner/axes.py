@@ -235,7 +235,8 @@ def _check_split(split: tuple[str, ...], model: ModelSpec) -> None:
     total = sum(int(x) for x in split)
     if total != model.num_layers:
         raise UserError(
-            f"`split={','.join(split)}` has {total} layers, the model {model.num_layers}"
+            f"`split={','.join(split)}` has {total} layers, the model {model.num_layers}",
+            hint="give each stage's layers; embedding and head are not counted",
         )
 
 

@@ -9,9 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
+
 from planner.config import ScheduleName
 from planner.program import Program
 from planner.schedules import stage_owner
+from planner.timing.layer import Layer
+from planner.timing.quantities import Num
 from profiler.model import BlockKind
 from solvers.balance import balance
 from solvers.partition import Stages
@@ -32,6 +36,27 @@ class BlockTimes:
         if kind == "embed":
             return (0.0, 0.0, 0.0)
         return {"dense": self.dense, "moe": self.moe, "head": self.head, "mtp": self.moe}[kind]
+
+    @classmethod
+    def of_layers(cls, dense: Layer, moe: Layer, head: Sequence[Num]) -> "BlockTimes":
+        """Of one layout; `head` as `planner.timing.step.head_s` gives it."""
+        forward, inputs, weights = map(number, head)
+        return cls(dense=_seconds(dense), moe=_seconds(moe), head=(forward, inputs, weights))
+
+
+def number(value: Num) -> float:
+    """A quantity of one layout, given as a number or as an array of it alone."""
+    return float(np.asarray(value).reshape(-1)[0])
+
+
+def _seconds(layer: Layer) -> ScheduleInputs:
+    return number(layer.forward_s), number(layer.input_s), number(layer.weight_s)
+
+
+def exposed_s(layer: Layer) -> tuple[float, float]:
+    """Exposed communication of a layer's (forward, backward), recomputation's left out."""
+    once = number(layer.tensor_s) + number(layer.context_s) + number(layer.expert_s)
+    return once, once + number(layer.context_s)
 
 
 def equal_stages(blocks: Sequence[BlockKind], num_stages: int) -> Stages | None:

@@ -11,8 +11,6 @@ from profiler.job import JobSpec
 from profiler.model import ModelSpec
 from profiler.profile import Profile
 
-__all__ = ["CostModel", "Costs", "Prepared", "cost_model", "prepare_placed", "slowest"]
-
 
 def cost_model(model: ModelSpec, job: JobSpec, profile: Profile) -> Costs:
     """Costs of layouts of `model` and `job` on the profile's cluster."""
@@ -32,7 +30,7 @@ def prepare_placed(
     elif len(used) == 1:
         alone = AnalyticCosts(model, job, profile.of_group(used[0]))
         prepared = alone.prepare(config, placement.stages)
-    elif all(len(own) == 1 for own in kinds):
+    elif placement.devices:
         mixed = MixedCosts(model, job, profile)
         prepared = mixed.prepare(config, tuple(own[0] for own in kinds), placement.stages)
     else:
@@ -58,6 +56,3 @@ def slowest(
         ready.append((simulate(prepared.program, prepared.sharing).step_s, costs, prepared))
     _, costs, prepared = max(ready, key=lambda each: each[0])
     return costs, prepared
-
-
-CostModel = cost_model

@@ -75,6 +75,7 @@ class Figures:
 
 
 def figures(rows: Sequence[Scored], seed: int, resamples: int) -> Figures:
+    """Of rows that ran and rows that failed; see `planner.scoring.score`."""
     ran = [r for r in rows if not r.failed]
     return Figures(
         step_time=step_time(ran, seed, resamples),
@@ -98,6 +99,7 @@ def _pairs(values: Iterable[tuple[float | None, float | None]]) -> tuple[Array, 
 
 
 def step_time(rows: Iterable[Scored], seed: int, resamples: int) -> StepTime:
+    """Of the rows with a measured and a predicted step."""
     predicted, measured = _pairs((r.predicted_step_s, r.measured_step_s) for r in rows)
     errors = ape(predicted, measured)
     spans = ranges(
@@ -125,6 +127,7 @@ def step_time(rows: Iterable[Scored], seed: int, resamples: int) -> StepTime:
 
 
 def memory(rows: Iterable[Scored], seed: int, resamples: int) -> Memory:
+    """Of the rows with a measured and a predicted peak."""
     predicted, measured = _pairs((r.predicted_peak_gib, r.measured_peak_gib) for r in rows)
     errors = ape(predicted, measured)
     under = (predicted < UNDER * measured).astype(float)

@@ -11,7 +11,8 @@ Three families are searched and compared:
 
 so that the answer is never worse than the best group alone or the slower kind everywhere. Of the
 pipelines the `MOST_PRICED` best by closed form are split and simulated, while their bound is below
-the worst layout shown; where that many were not needed, the result is that of simulating all.
+the worst layout shown; where that many were not needed, and none was dropped from the pool of
+`planner.mixed_screen`, the result is that of simulating all.
 """
 
 import math

@@ -15,17 +15,16 @@ import numpy as np
 
 from planner.analytic import software_coverage
 from planner.bounds import lower_bound
-from planner.chain import BlockTimes
+from planner.chain import BlockTimes, exposed_s, number
 from planner.config import ParallelConfig, Placement
 from planner.layouts import Layouts
-from planner.peak import RECIPES, Peaks, stage_peaks
+from planner.peak import Peaks, recipe_of, stage_peaks
 from planner.plan import StageMemory
 from planner.predict import memory_degrees, sizes_of, terms_of_step
 from planner.prepared import Prepared
 from planner.program import Program
 from planner.room import totals
 from planner.timing.inputs import constants_of, machine_of, plan_software, shape_of, split_of
-from planner.timing.layer import Layer
 from planner.timing.network import message_s
 from planner.timing.quantities import Array, Constants, Machine, Num, Split
 from planner.timing.step import Step, head_s, step_times
@@ -81,9 +80,12 @@ class MixedCosts:
             )
         )
         self.shape = shape_of(model, job.seq_len)
-        self.software = plan_software(software)
+        self.software = plan_software(software, profile.cluster.groups[0].device)
         self.coverage = software_coverage(software.only)
-        self._recipe, self._sizes = RECIPES[software.recipe], sizes_of(model, job.seq_len)
+        self._recipe, self._sizes = (
+            recipe_of(software.recipe, job.precision),
+            sizes_of(model, job.seq_len),
+        )
 
     def times(self, kind: Kind, split: Split) -> tuple[Step, tuple[Num, ...]]:
         """(step, head) of layouts on one kind; of a step only what a layer or a rank takes
@@ -137,7 +139,9 @@ class MixedCosts:
         layouts = Layouts.from_configs([config])
         split = split_of(layouts, self.job)
         timed = {g: self.times(self.kinds[g], split) for g in sorted(set(kinds))}
-        blocks = {g: _block_times(step, head) for g, (step, head) in timed.items()}
+        blocks = {
+            g: BlockTimes.of_layers(step.dense, step.moe, head) for g, (step, head) in timed.items()
+        }
         if stages is None:
             stages = self._split(config, kinds, blocks)
         if stages is None:
@@ -283,11 +287,7 @@ class MixedCosts:
     ) -> tuple[list[float], list[float]]:
         """(what messages hold up each rank's actions, seconds of the message to the next rank)."""
         hops = [
-            float(
-                np.reshape(
-                    self.send_s(split, self.kinds[a], self.kinds[b], float(config.stage_ranks)), -1
-                )[0]
-            )
+            number(self.send_s(split, self.kinds[a], self.kinds[b], float(config.stage_ranks)))
             for a, b in pairwise(kinds)
         ]
         around = [max([*hops[max(0, s - 1) : s + 1]], default=0.0) for s in range(config.pp)]
@@ -313,26 +313,7 @@ def _of_roles(table: Array, pp: int, repeats: int) -> Array:
     return np.asarray(cube[role, np.arange(pp)])
 
 
-def _number(value: object) -> float:
-    return float(np.asarray(value).reshape(-1)[0])
-
-
-def _seconds(layer: Layer) -> tuple[float, float, float]:
-    return _number(layer.forward_s), _number(layer.input_s), _number(layer.weight_s)
-
-
-def _block_times(step: Step, head: tuple[Num, ...]) -> BlockTimes:
-    forward, inputs, weights = (_number(x) for x in head)
-    return BlockTimes(
-        dense=_seconds(step.dense), moe=_seconds(step.moe), head=(forward, inputs, weights)
-    )
-
-
 def _talks(step: Step) -> dict[str, tuple[float, float]]:
     """Exposed communication of each kind of block's (forward, backward)."""
-
-    def talk(layer: Layer) -> tuple[float, float]:
-        once = _number(layer.tensor_s) + _number(layer.context_s) + _number(layer.expert_s)
-        return once, once + _number(layer.context_s)
-
-    return {"dense": talk(step.dense), "moe": talk(step.moe), "mtp": talk(step.moe)}
+    moe = exposed_s(step.moe)
+    return {"dense": exposed_s(step.dense), "moe": moe, "mtp": moe}

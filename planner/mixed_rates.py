@@ -29,6 +29,7 @@ class Rates:
 
 
 def rates_of(costs: MixedCosts, layouts: Layouts) -> list[Rates]:
+    """Of each kind, in the cluster's order."""
     split, n = split_of(layouts, costs.job), len(layouts)
     kinds = costs.model.blocks
     num_moe = kinds.count("moe") + kinds.count("mtp")

@@ -111,10 +111,12 @@ class Fillings:
 
     def _of(self, size: int, order: tuple[int, ...]) -> Ints:
         deepest = max(self._depths, default=0)
-        most = [min(self._devices[g] // size, deepest) for g in order]
-        table = np.zeros((int(np.prod(most)), len(self._devices)), dtype=np.int64)
-        grid = np.indices(most).reshape(len(most), -1) + 1
-        table[:, list(order)] = grid.T
+        table = np.zeros((1, len(self._devices)), dtype=np.int64)
+        for g in order:  # lexicographic; no deeper than any pipeline, for their product is large
+            counts = np.arange(1, min(self._devices[g] // size, deepest) + 1)
+            table = np.repeat(table, len(counts), axis=0)
+            table[:, g] = np.tile(counts, len(table) // max(1, len(counts)))
+            table = table[table.sum(axis=1) <= deepest]
         depth = table.sum(axis=1)
         chosen = np.isin(depth, self._depths)
         if self._allowed:

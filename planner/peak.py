@@ -33,6 +33,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from profiler.job import Precision
+
 Array = npt.NDArray[Any]
 Num = float | Array
 GIB = 1024.0**3
@@ -140,6 +142,18 @@ RECIPES = {
 }
 
 
+def recipe_of(name: str, precision: Precision) -> Recipe:
+    """A software's recipe in a precision. In fp32 there is one copy of everything, in 4 bytes; 8-
+    and 4-bit products leave weights and activations in 16 bits (see `profiler.job`)."""
+    recipe = RECIPES[name]
+    if precision != "fp32":
+        return recipe
+    return replace(
+        recipe, weight=4.0, grad=4.0, optimizer=8.0, loose_grad=0.0, compute=4.0,
+        logit=max(recipe.logit, 12.0),
+    )  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class Peaks:
     """Bytes by part at the peak, [3, n]; the worst rank's sum, [n]."""
@@ -153,6 +167,7 @@ class Peaks:
     recipe: Recipe
 
     def worst(self, slack: float = 0.0) -> Array:
+        """Sum of the fullest rank, what comes and goes with `slack` of itself on top."""
         static = self.weights + self.grads + self.optimizer + self.buffers
         return np.asarray((static + (1 + slack) * (self.activations + self.transient)).max(axis=0))
 

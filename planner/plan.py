@@ -91,8 +91,8 @@ class Estimate:
     price_per_hour: Ratio = 0.0
     """Of all devices that the layout uses, in the currency of the cluster's prices; 0: unknown."""
     terms: dict[str, Seconds] = field(default_factory=dict)
-    """Where the step goes, by term (`TERMS`), of the rank with most work; they add up to the step.
-    Empty in plans of an older version."""
+    """Where the step goes, by term (`TERMS`): on the mean rank, or of ranks on unlike devices, on
+    the one with most work. They add up to the step. Empty where entries were measured."""
     stages: tuple[StageEstimate, ...]
 
 
@@ -175,8 +175,17 @@ def plan_id(plan: Plan) -> str:
 
 
 def check_plan(plan: Plan, name: str) -> None:
-    """Raise `UserError` (stale) where the file was edited after planning."""
+    """Raise `UserError` (stale) where the file was edited after planning, or is of a version whose
+    fields are not all ours, so that nobody can tell."""
     if plan.id != plan_id(plan):
+        if plan.format_version != FORMAT_VERSION:
+            raise UserError(
+                f"plan `{plan.id[:40]}` has format {plan.format_version}, and its content cannot "
+                f"be checked by this version ({FORMAT_VERSION})",
+                hint="run `meshwright plan` again",
+                place=name,
+                kind="stale",
+            )
         raise UserError(
             f"plan `{plan.id[:40]}` was changed after planning: its content no longer gives its id",
             hint="run `meshwright plan` again with `--pin` for what you want otherwise",

@@ -12,6 +12,7 @@ from planner.chain import (
     BlockTimes,
     balanced_stages,
     equal_stages,
+    number,
     program_of,
     threshold_stages,
 )
@@ -33,7 +34,7 @@ from planner.timing.quantities import (
     columns,
     rows,
 )
-from planner.timing.step import Step, head_s, step_times
+from planner.timing.step import Step, head_s, lateness, step_times
 from profiler.cluster import NodeGroup
 from profiler.job import JobSpec
 from profiler.model import BlockKind, ModelSpec
@@ -102,9 +103,7 @@ def predict_steps(
     constants = columns([r.constants for r in runs])
     step = step_times(q.shape, q.split, q.machine, q.software, constants)
     heads = np.broadcast_arrays(*head_s(q.shape, q.split, q.machine, constants))
-    late = 1 + constants.straggler * np.log2(
-        np.maximum(q.machine.num_devices / q.machine.per_node, 1.0)
-    )
+    late = lateness(q.machine, constants)
     found = []
     for index, run in enumerate(runs):
         if progress is not None and index % 50 == 0:
@@ -134,11 +133,8 @@ def _simulated(run: Run, step: Step, head: tuple[float, float, float], late: flo
     c = run.config
     if c.pp == 1:
         return float(step.step_s)
-    times = BlockTimes(
-        dense=_layer(step.dense),
-        moe=_layer(step.moe if run.model.num_moe_layers else step.dense),
-        head=head,
-    )
+    moe = step.moe if run.model.num_moe_layers else step.dense
+    times = BlockTimes.of_layers(step.dense, moe, head)
     blocks, stages = run.model.blocks, stages_of(run)
     if stages is None:
         stages = balanced_stages(blocks, times, c.num_stages)
@@ -160,11 +156,6 @@ def stages_of(run: Run) -> Stages | None:
         costs[0], costs[-1] = 0.0, float(run.model.vocab_size * run.model.hidden_size)
         return threshold_stages(costs, stages)
     return equal_stages(blocks, stages)
-
-
-def _layer(layer: object) -> tuple[float, float, float]:
-    f, i, w = (float(np.asarray(getattr(layer, n))) for n in ("forward_s", "input_s", "weight_s"))
-    return f, i, w
 
 
 def terms_of(
@@ -201,32 +192,28 @@ def terms_of_step(
             for name, value in _layer_terms(layer).items():
                 share[name] += m * count * value
     share["matrix"] += m * sum(head) / config.pp
-    share["messages"] += _value(step.exposed_send_s) * late
-    share["reduction"] += _value(step.exposed_reduction_s)
-    share["update"] += _value(step.update_s)
-    share["base"] += _value(step.base_s)
+    share["messages"] += number(step.exposed_send_s) * late
+    share["reduction"] += number(step.exposed_reduction_s)
+    share["update"] += number(step.update_s)
+    share["base"] += number(step.base_s)
     return share
 
 
 def _layer_terms(layer: Layer) -> dict[str, float]:
     """One layer's forward and backward; what no part explains is the host's."""
     parts = {
-        "matrix": _value(layer.matrix_s) + 2 * _value(layer.weight_s),
-        "attention": _value(layer.attention_s) * 3.5,
-        "stream": 3 * _value(layer.stream_s),
-        "tensor": 2 * _value(layer.tensor_s),
-        "context": 3 * _value(layer.context_s),
-        "expert": 2 * _value(layer.expert_s),
-        "recompute": _value(layer.recompute_s),
+        "matrix": number(layer.matrix_s) + 2 * number(layer.weight_s),
+        "attention": number(layer.attention_s) * 3.5,
+        "stream": 3 * number(layer.stream_s),
+        "tensor": 2 * number(layer.tensor_s),
+        "context": 3 * number(layer.context_s),
+        "expert": 2 * number(layer.expert_s),
+        "recompute": number(layer.recompute_s),
     }
     known = sum(parts.values())
-    total = _value(layer.forward_s) + _value(layer.input_s) + _value(layer.weight_s)
+    total = number(layer.forward_s) + number(layer.input_s) + number(layer.weight_s)
     shrink = min(1.0, total / known) if known else 0.0
     return {n: v * shrink for n, v in parts.items()} | {"host": max(0.0, total - known)}
-
-
-def _value(x: object) -> float:
-    return float(np.asarray(x).reshape(-1)[0])
 
 
 def predict_peaks(run: Run) -> Peaks:
@@ -278,7 +265,8 @@ def memory_degrees(layouts: Layouts, num_microbatches: np.ndarray, sequence: flo
     return Degrees(
         pp=layouts.pp, vpp=layouts.vpp, dp_replicate=layouts.dp_replicate,
         dp_shard=layouts.dp_shard, zero=layouts.zero, cp=layouts.cp, tp=layouts.tp,
-        ep=layouts.ep, etp=layouts.etp, micro_batch=layouts.micro_batch,
+        ep=layouts.ep, etp=layouts.etp,
+        micro_batch=layouts.micro_batch.astype(np.float64),  # tokens exceed 32 bits
         recompute=layouts.recompute, schedule=layouts.schedule,
         num_microbatches=num_microbatches, sequence_parallel=sequence, offload=layouts.offload,
     )  # fmt: skip

@@ -57,7 +57,7 @@ class Prepared:
     groups: tuple[NodeGroup, ...] = ()
     """Of each pipeline rank, where they differ; empty: all are of the cost model's `node`."""
     terms: dict[str, float] = field(default_factory=dict)
-    """Seconds by term of the rank with most work, the bubble left out; empty where unknown."""
+    """Seconds by term as in `planner.plan.Estimate`, the bubble left out; empty where unknown."""
 
     @property
     def peak_bytes(self) -> int:

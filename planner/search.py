@@ -1,9 +1,10 @@
 """Choose the layout: screen the whole space as arrays, then simulate the best of it exactly.
 
-Screening (`planner.screening`) keeps those with the best closed form. They are simulated, in that
-order, while their bound is below the worst layout shown, at most `MOST_SIMULATED` of them. Where
-that many were not needed, the result is that of simulating everything (tested against brute force);
-else the plan states the least bound of what was left, which no layout of the space can beat.
+Screening (`planner.screening`) keeps the `POOL` with the best closed form. They are simulated, in
+that order, while their bound is below the worst layout shown, at most `MOST_SIMULATED` of them.
+Where that many were not needed and none was dropped from the pool, the result is that of simulating
+everything (tested against brute force). The plan states the least bound of what was left, which no
+layout of the space can beat.
 
 Layouts on several numbers of devices are compared by their score (`planner.objective`); of
 objective `devices`, the fewest are taken on which any fits. Clusters of several kinds of node are
@@ -275,16 +276,22 @@ def _frontier(
     return tuple(front[:8])
 
 
+_NO_VALUES = (
+    "no layout has the values asked for: degrees multiply to the number of devices, replicas and "
+    "micro-batch divide the global batch"
+)
+
+
 def nothing_fits(costs: Costs, founds: Sequence[Found], options: SearchOptions) -> UserError:
     """Names the closest miss in memory, or the rules that left nothing."""
     name, most = costs.model.name, founds[-1].num_devices
     where = f"{most} x {costs.node.device.name}"
     if not any(f.unfit[MEMORY_RULE] for f in founds):
         broken = _sum([f.broken for f in founds]).most_common()
-        rules = [f"{n} x {SENTENCES[rule]} ({rule})" for rule, n in broken]
+        rules = [f"{n:,} layouts: {SENTENCES[rule]} ({rule})" for rule, n in broken]
         return UserError(
             f"no layout of `{name}` on {where} is possible",
-            details=tuple(rules) or ("the global batch does not divide over any replicas",),
+            details=tuple(rules) or (_NO_VALUES,),
             hint="change `--global-batch` or `--seq-len`, or pin less",
             kind="infeasible",
         )

@@ -85,12 +85,12 @@ def _counts(
     said = {m[2]: int(m[1].replace(",", "")) for m in found if m[2] not in ("pin", "forbid")}
     if said:
         return said, None
-    from planner.cost import CostModel
+    from planner.cost import cost_model
 
     if len(plan.cluster.groups) > 1:
         return {}, None
     rejected: Counter[str] = Counter()
-    costs = CostModel(plan.model, plan.job, plan.profile)
+    costs = cost_model(plan.model, plan.job, plan.profile)
     num_valid = 0
     for num_devices in numbers_of_devices(options, plan.cluster.uniform):
         chunks = enumerate_layouts(

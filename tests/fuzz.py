@@ -1,4 +1,4 @@
-"""Random inputs for the readers: 200 of each in the test run, 10,000 in `make nightly`."""
+"""Random inputs for the readers: 100 of each in the test run, 10,000 in `make nightly`."""
 
 import os
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "200"))
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "100"))
 
 
 def fuzz(test: Callable[..., Any]) -> Callable[..., Any]:

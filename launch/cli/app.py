@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import tempfile
+import textwrap
 import traceback
 from pathlib import Path
 from typing import Annotated, Any
@@ -123,11 +124,22 @@ def _bug(e: Exception) -> UserError:
     )
 
 
+def _fitted(line: str, indent: int = 2) -> list[str]:
+    """A line in lines of 80 columns, whole where it holds a long path; `error:` is never broken."""
+    if len(line) <= 80 or any(len(word) > 60 for word in line.split()):
+        return [line]
+    start = " " * (len(line) - len(line.lstrip()))
+    return textwrap.wrap(
+        line.strip(), 80, initial_indent=start, subsequent_indent=start + " " * indent,
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
+
+
 def _report(e: UserError, as_json: bool, code: str | None = None) -> None:
     place = f"{e.place}: " if e.place else ""
     lines = [f"error: {place}{e.message}"]
-    lines += ["", *e.details] if e.details else []
-    lines += ["", f"hint: {e.hint}"] if e.hint else []
+    lines += ["", *(part for line in e.details for part in _fitted(line))] if e.details else []
+    lines += ["", *_fitted(f"hint: {e.hint}", indent=6)] if e.hint else []
     print("\n".join(lines), file=sys.stderr)
     if as_json:
         document = {

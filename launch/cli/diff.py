@@ -96,7 +96,9 @@ def _print(a: str, b: str, changes: list[tuple[str, Any, Any]]) -> None:
     for path, old, new in shown:
         say(f"  {path:<34} {_short(old)} -> {_short(new)}")
     if len(shown) < len(changes):
-        say(f"  {'profile':<34} {len(changes) - len(shown)} values differ")
+        hidden = len(changes) - len(shown)
+        words = "1 value differs" if hidden == 1 else f"{hidden:,} values differ"
+        say(f"  {'profile':<34} {words}")
     say()
 
 
@@ -107,7 +109,7 @@ def _print_costs(costs: dict[str, Pair], terms: dict[str, Pair], memory: dict[st
         words = size if name.endswith("bytes") else seconds
         say(_row(name.rsplit("_", 1)[0], pair, words))
     if terms:
-        say("\nA step on the rank with most work")
+        say("\nA step by term")
         for name, pair in terms.items():
             if any(pair):
                 say(_row(name, pair, seconds))
@@ -125,5 +127,8 @@ def _row(label: str, pair: Pair, words: Callable[[float], str]) -> str:
 
 
 def _short(value: Any) -> str:
-    text = "none" if value is None else str(value)
+    flat = isinstance(value, list) and not any(isinstance(v, (list, dict)) for v in value)
+    text = ",".join(map(str, value)) if flat else str(value)
+    if value is None or value == []:
+        text = "none"
     return text if len(text) <= 18 else f"{text[:15]}..."

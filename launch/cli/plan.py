@@ -1,7 +1,7 @@
 """`meshwright plan`: choose the layout, show the table, save `plan.json`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
@@ -29,7 +29,8 @@ def run(
     ] = None,
     global_batch: Annotated[int, typer.Option(min=1, max=10**7, help="Sequences per step.")] = 256,
     seq_len: Annotated[
-        int | None, typer.Option(min=1, help="Tokens per sequence [profile's, or 4096].")
+        int | None,
+        typer.Option(min=1, max=10**9, help="Tokens per sequence [profile's, or 4096]."),
     ] = None,
     precision: Annotated[
         str | None,
@@ -68,19 +69,23 @@ def run(
     from profiler.codec import decode, encode, read_text
 
     options = search_options(pin or [], forbid or [], top, objective, devices)
+    _check_out(out)
     spec = resolve_model(model)
     measured = read_profile(profile) if profile else None
     given = resolve_cluster(cluster) if cluster else None
     target = _cluster(given, measured)
     job = _job(global_batch, seq_len, precision, target, measured)
     if measured and software:
-        raise UserError("`--software` has no say where there is a profile")
+        raise UserError(
+            "`--software` has no say where there is a profile", hint="leave one of them out"
+        )
     facts = measured or analytic_profile(spec, job, target, software)
     if layout is None:
         result = make_plan(spec, job, facts, options)
     elif pin or forbid or devices or objective != "step":
         raise UserError(
-            "`--layout` leaves nothing to `--pin`, `--forbid`, `--objective` or `--devices`"
+            "`--layout` leaves nothing to `--pin`, `--forbid`, `--objective` or `--devices`",
+            hint="leave `--layout` out to search",
         )
     else:
         given_layout = decode(LayoutFile, read_text(layout), str(layout))
@@ -92,8 +97,27 @@ def run(
     else:
         _print(result)
     note(f"Saved the plan to: `{out}`")
-    if not as_json and len(target.groups) == 1:
+    if not as_json and _runnable(result):
         say(f"\nTo run it:\n    meshwright launch {out}")
+
+
+def _runnable(plan: "Plan") -> bool:
+    """Whether `launch` would take the plan."""
+    from launch.framework.native import check_runnable
+
+    try:
+        check_runnable(plan)
+    except UserError:
+        return False
+    return True
+
+
+def _check_out(out: Path) -> None:
+    """What is no file cannot be written; said before the search."""
+    from launch.artifact import is_folder
+
+    if is_folder(out):
+        raise UserError("it is a folder", hint="name a file like `plan.json`", place=str(out))
 
 
 def _cluster(given: "ClusterSpec | None", measured: "Profile | None") -> "ClusterSpec":
@@ -124,10 +148,14 @@ def _job(
     measured: "Profile | None",
 ) -> "JobSpec":
     from profiler.codec import build
-    from profiler.job import JobSpec
+    from profiler.job import JobSpec, Precision
 
     if precision is None:
         precision = measured.precision if measured else default_precision(cluster)
+    elif precision not in (known := get_args(Precision)):
+        raise UserError(
+            f"`--precision {precision[:40]}` is not known", hint=f"one of {', '.join(known)}"
+        )
     if seq_len is None:
         seq_len = measured.seq_len if measured else 4096
     tree = {"global_batch": global_batch, "seq_len": seq_len, "precision": precision}

@@ -137,5 +137,7 @@ def _print(profile: "Profile") -> None:
             f"{seconds(back):>11}{seconds(talk):>12}{size(e.saved_bytes):>11}"
         )
     if profile.sharing:
-        curve = ", ".join(f"{s.active}: {s.slowdown:.2f}x" for s in profile.sharing)
-        say(f"\n  slow-down by ranks computing at once: {curve}")
+        say("\n  slow-down by ranks computing at once")
+        for tp in sorted({s.tp for s in profile.sharing}):
+            own = [s for s in profile.sharing if s.tp == tp]
+            say(f"    tp {tp:<4}{', '.join(f'{s.active}: {s.slowdown:.2f}x' for s in own)}")

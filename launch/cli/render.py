@@ -11,7 +11,7 @@ from planner.where import capacities_of, groups_of_ranks, kinds_of_ranks, used_o
 from profiler.cluster import ClusterSpec
 
 GIB = 2**30
-_BETTER = {"step": "faster", "cost": "cheaper", "devices": "faster on as many devices"}
+_BETTER = {"step": "faster", "cost": "cheaper", "devices": "faster"}
 _BAR = 24
 
 
@@ -54,11 +54,15 @@ def considered(plan: Plan) -> str:
         return "One layout, given"
     unfit = counts.rejected.get(MEMORY_RULE, 0)
     ruled_out = sum(counts.rejected.values()) - unfit
+    layouts = "layout" if counts.enumerated == 1 else "layouts"
     text = (
-        f"Considered {counts.enumerated:,} layouts: {ruled_out:,} ruled out, {unfit:,} do not fit, "
-        f"{counts.pruned:,} pruned,\n{counts.simulated:,} simulated"
+        f"Considered {counts.enumerated:,} {layouts}: {ruled_out:,} ruled out, {unfit:,} do not "
+        f"fit, {counts.pruned:,} pruned, "
     )
-    return text if text.index("\n") <= 80 else textwrap.fill(text, 80)
+    last = f"{counts.simulated:,} simulated"
+    if len(text) + len(last) <= 80:
+        return text + last
+    return f"{text.rstrip()}\n{last}" if len(text) <= 81 else textwrap.fill(text + last, 80)
 
 
 def table(plan: Plan) -> list[str]:
@@ -69,9 +73,9 @@ def table(plan: Plan) -> list[str]:
     heads = f"{'devices':>9}" if counted else ""
     lines = [f"     {'layout':<{width}}{heads}{'step':>10}{'MFU':>7}{'peak':>10}{'vs best':>9}"]
     for i, c in enumerate(shown):
-        cost = relative_cost(plan.options, plan.chosen, c)
-        versus = "chosen" if i == 0 else f"+{max(0.0, cost - 1):.1%}"
-        first, *more = textwrap.wrap(f"{c.config.label} {c.config.schedule}", width - 1)
+        versus = "chosen" if i == 0 else _versus(plan, c)
+        label = f"{c.config.label} {c.config.schedule}"
+        first, *more = textwrap.wrap(label, width - 1, break_on_hyphens=False)
         num = f"{c.config.num_devices:>9,}" if counted else ""
         lines.append(
             f" {'✔' if i == 0 else ' '}   {first:<{width}}{num}{seconds(c.cost.step_s):>10}"
@@ -79,6 +83,14 @@ def table(plan: Plan) -> list[str]:
         )
         lines += [f"       {line}" for line in more]
     return lines
+
+
+def _versus(plan: Plan, other: Candidate) -> str:
+    """How much worse than the chosen layout; where fewest devices are sought, by their number."""
+    more = other.config.num_devices - plan.chosen.config.num_devices
+    if plan.options.objective == "devices" and more:
+        return f"{more:+,} dev."
+    return f"+{max(0.0, relative_cost(plan.options, plan.chosen, other) - 1):.1%}"
 
 
 def idle(plan: Plan, candidate: Candidate) -> int:
@@ -119,11 +131,12 @@ def split_words(plan: Plan, candidate: Candidate) -> str:
     if len(layers) == 1:
         return f"all {layers[0]} layers"
     if len(set(layers)) == 1:
-        return f"{len(layers)} stages of {layers[0]} layers (embedding first, head last)"
-    counts = (
-        " + ".join(map(str, layers)) if len(layers) <= 12 else f"{min(layers)} to {max(layers)}"
-    )
-    return f"{counts} layers (embedding first, head last)"
+        each = "1 layer" if layers[0] == 1 else f"{layers[0]} layers"
+        return f"{len(layers)} stages of {each} (embedding first, head last)"
+    if len(layers) > 12:
+        few, many = min(layers), max(layers)
+        return f"{len(layers)} stages of {few} to {many} layers (embedding first, head last)"
+    return f"{' + '.join(map(str, layers))} layers (embedding first, head last)"
 
 
 def _mixed_split(plan: Plan, candidate: Candidate, layers: tuple[int, ...]) -> str:
@@ -228,11 +241,13 @@ def proof(plan: Plan) -> str:
     lines = [f"Within {gap:.1%} of the lower bound of this layout"]
     if plan.bound_s:
         open_gap = (e.step_s - plan.bound_s) / e.step_s
+        better, space = _BETTER[plan.options.objective], "of the space"
+        if plan.options.objective == "devices":
+            space = f"on {plan.chosen.config.num_devices:,} devices"
         lines.append(
-            f"No layout of the space is {_BETTER[plan.options.objective]}"
+            f"No layout {space} is {better}"
             if open_gap < 1e-9
-            else f"No layout of the space is more than {open_gap:.1%} "
-            f"{_BETTER[plan.options.objective]} (proven bound)"
+            else f"No layout {space} is more than {open_gap:.1%} {better} (proven bound)"
         )
     software = plan.profile.software
     if e.measured_share:

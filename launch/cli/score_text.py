@@ -34,14 +34,19 @@ def cut(text: str, width: int) -> str:
     return text if len(text) <= width else f"{text[: width - 2]}.."
 
 
+def _counted(number: int, noun: str) -> str:
+    """`1 row`, `1,668 rows`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def heading(score: Score) -> list[str]:
     """How many rows there were, and what became of them."""
-    of = f"{score.modelled:,} of {score.complete:,} complete rows"
+    of = f"{score.modelled:,} of {_counted(score.complete, 'complete row')}"
     share = f" ({score.modelled_share:.1%})" if score.modelled_share is not None else ""
     apart = score.modelled - score.trusted
-    lines = [f"Predicted {of}{share}, {score.rows:,} rows in all"]
+    lines = [f"Predicted {of}{share}, {_counted(score.rows, 'row')} in all"]
     lines.append(
-        f"Scored {score.trusted:,} trusted rows"
+        f"Scored {_counted(score.trusted, 'trusted row')}"
         + (f"; {apart:,} that are not trusted are apart" if apart else "")
     )
     return lines
@@ -50,14 +55,20 @@ def heading(score: Score) -> list[str]:
 def overall(step: StepTime, choice: Choice) -> list[str]:
     """The main figures and their ranges."""
     p, r = percent, number
-    lines = [f"Step time, {step.rows:,} rows{'95% range':>42}"]
+    title = f"Step time, {_counted(step.rows, 'row')}"
+    ranged = any((step.median_ape_range, step.p90_ape_range, step.bias_range, step.spearman_range))
+    lines = [f"{title:<50}{'95% range':>9}" if ranged else title]
     lines += [
         _line("median error", p(step.median_ape), _span(step.median_ape_range)),
         _line("90th percentile", p(step.p90_ape), _span(step.p90_ape_range)),
         _line("bias, + is too slow", p(step.bias, sign=True), _span(step.bias_range, sign=True)),
         _line("rank correlation", r(step.spearman), _plain_span(step.spearman_range)),
     ]
-    lines += ["", f"Choice, {choice.groups:,} groups of {choice.layouts:,} layouts"]
+    if not choice.groups:
+        return lines
+    groups = _counted(choice.groups, "group")
+    lines += ["", f"Choice, {groups} of {choice.layouts:,} layouts"]
+    lines += ["  regret: the layout said fastest, as measured, over the fastest measured"]
     lines += [
         _line("regret, mean", r(choice.regret_geomean), _plain_span(choice.regret_geomean_range)),
         _line("regret, median", r(choice.regret_median)),
@@ -137,7 +148,7 @@ def memory_summary(memory: Memory) -> list[str]:
     p, bias_range = percent, _span(memory.bias_range, sign=True)
     under, under_range = memory.underestimates_over_5pct, memory.underestimates_over_5pct_range
     return [
-        f"Peak memory, {memory.rows:,} rows",
+        f"Peak memory, {_counted(memory.rows, 'row')}",
         _line("median error", p(memory.median_ape), _span(memory.median_ape_range)),
         _line("90th percentile", p(memory.p90_ape), _span(memory.p90_ape_range)),
         _line("bias, + is too much", p(memory.bias, sign=True), bias_range),
@@ -198,7 +209,7 @@ def unmodelled(reasons: Mapping[str, Sequence[str]]) -> list[str]:
         what, _, details = reason.partition(": ")
         said = f": {details}" if details else ""
         found.setdefault(what, []).extend(f"{row}{said}" for row in rows)
-    lines = [f"Not predicted, {sum(map(len, found.values())):,} rows"]
+    lines = [f"Not predicted, {_counted(sum(map(len, found.values())), 'row')}"]
     for what, rows in sorted(found.items(), key=lambda item: (-len(item[1]), item[0])):
         lines.append(f"  {len(rows):>6,}  {cut(what, 70)}")
         lines += [f"          {cut(row, 70)}" for row in rows[:NUM_ROWS]]

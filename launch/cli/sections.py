@@ -1,5 +1,7 @@
 """Parts of `show` that are asked for by name: memory by stage, the frontier. Pure: lines out."""
 
+import textwrap
+
 from launch.cli.render import memory_bars, seconds, size
 from planner.plan import Plan, StageMemory
 from planner.where import capacities_of
@@ -38,7 +40,7 @@ def memory_lines(plan: Plan) -> list[str]:
         ]
         lines.append(f"stage {number:<2}" + "".join(f"{v / scale:>9.1f}" for v in values))
     limits = " or ".join(f"{gib(c * (1 - reserve))} of {gib(c)}" for c in sorted(set(rooms)))
-    lines += ["", f"Limit {limits}: {reserve:.0%} of a device stay free"]
+    lines += ["", f"Limit {limits}: {reserve:.0%} of a device stays free"]
     return lines
 
 
@@ -57,8 +59,9 @@ def frontier_lines(plan: Plan) -> list[str]:
         cost = "chosen" if mine else f"{c.cost.step_s / base - 1:+.1%}"
         name = f"{c.config.label} {c.config.schedule}"
         if len(name) > 43:
-            lines.append(f" {'✔' if mine else ' '}   {name}")
-            name, mine = "", False
+            first, *more = textwrap.wrap(name, 75, break_on_hyphens=False)
+            lines.append(f" {'✔' if mine else ' '}   {first}")
+            name, mine = "".join(f"  {part}" for part in more), False
         lines.append(
             f" {'✔' if mine else ' '}   {name:<44}{seconds(c.cost.step_s):>9}"
             f"{size(c.cost.peak_bytes):>11}{cost:>11}"

@@ -54,7 +54,9 @@ def _entry(label: str, text: str, indent: int = _LABEL) -> list[str]:
 
 def pin_words(answer: Answer) -> str:
     """`tp 4, pp 2`."""
-    return ", ".join(f"{axis} {' or '.join(v)}" for axis, v in answer.pins.items())
+    return ", ".join(
+        f"{axis} {(',' if axis == 'split' else ' or ').join(v)}" for axis, v in answer.pins.items()
+    )
 
 
 def answer_lines(plan: Plan, answer: Answer) -> list[str]:
@@ -72,7 +74,13 @@ def answer_lines(plan: Plan, answer: Answer) -> list[str]:
         return [*lines, *_rows([("", answer.best)], None)]
     base = plan.chosen.cost.step_s
     lines += _rows([("chosen", plan.chosen), ("", answer.best)], base)
-    return [*lines, "", *_verdict(plan.chosen, answer.best), "", *split_pair(plan, answer.best)]
+    return [
+        *lines,
+        "",
+        *_verdict(plan.chosen, answer.best),
+        "",
+        *split_pair(plan.chosen, answer.best),
+    ]
 
 
 def _rows(named: list[tuple[str, Candidate]], base: float | None) -> list[str]:
@@ -81,8 +89,9 @@ def _rows(named: list[tuple[str, Candidate]], base: float | None) -> list[str]:
         cost = word or (f"{c.cost.step_s / base - 1:+.1%}" if base else "")
         name = f"{c.config.label} {c.config.schedule}"
         if len(name) > 42:
-            lines.append(f"  {name}")
-            name = ""
+            first, *more = textwrap.wrap(name, WIDTH - 2, break_on_hyphens=False)
+            lines.append(f"  {first}")
+            name = "".join(f"  {part}" for part in more)
         lines.append(
             f"  {name:<43}{seconds(c.cost.step_s):>9}{c.cost.mfu:>7.1%}"
             f"{size(c.cost.peak_bytes):>10}{cost:>9}".rstrip()
@@ -109,11 +118,10 @@ def _verdict(chosen: Candidate, other: Candidate) -> list[str]:
     return lines
 
 
-def split_pair(plan: Plan, other: Candidate) -> list[str]:
+def split_pair(chosen: Candidate, other: Candidate) -> list[str]:
     """Terms of both side by side."""
-    where = "on the rank with most work" if plan.chosen.cost.terms else "on the mean rank"
-    lines = [f"A step {where}", f"  {'':<12}{'chosen':>10}{'with it':>12}{'':>14}"]
-    for name, (a, b) in compare(plan.chosen, other).items():
+    lines = ["A step by term", f"  {'':<12}{'chosen':>10}{'with it':>12}{'':>14}"]
+    for name, (a, b) in compare(chosen, other).items():
         if a or b:
             lines.append(f"  {name:<12}{seconds(a):>10}{seconds(b):>12}{_signed(b - a):>14}")
     return [line.rstrip() for line in lines]

@@ -17,6 +17,8 @@ from profiler.errors import UserError
 from profiler.model_support import check_reference
 
 DEFAULT_PORT = 29500
+PRECISIONS = ("bf16", "fp32")
+"""In which the reference runtime trains."""
 
 
 def _quoted(word: str) -> str:
@@ -45,6 +47,12 @@ def check_runnable(plan: Plan) -> None:
         hint="plan another model, or launch with another framework",
         place=f"plan {plan.id}",
     )
+    if plan.job.precision not in PRECISIONS:
+        raise UserError(
+            f"the reference runtime does not train in {plan.job.precision}",
+            hint=f"plan with `--precision {PRECISIONS[0]}`, or launch with another framework",
+            place=f"plan {plan.id}",
+        )
     chosen = plan.chosen
     check_layout(plan.model, plan.job, chosen.config, chosen.placement, place=f"plan {plan.id}")
     check_devices_of(plan.cluster, chosen.config, chosen.placement, place=f"plan {plan.id}")

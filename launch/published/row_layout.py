@@ -71,6 +71,8 @@ def _sharding(text: str, software: str, dp: int, cp: int) -> tuple[ZeroStage, in
         zero = 3
     if not stage and zero == 0 and software == "megatron":
         zero = 1
+    if not words and software in ("torchtitan", "composer", "maxtext"):
+        zero = 3  # they shard unless told not to
     shard = _group_size(words) or dp
     if dp * cp % shard:
         raise UnusableRowError(f"contradiction: sharded over {shard}, dp*cp = {dp * cp}")

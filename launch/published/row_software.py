@@ -23,6 +23,7 @@ _SOFTWARE = (
     (r"maxtext|paxml|jax", "maxtext"),
     (r"^megatron-lm$", "megatron-2021"),
 )
+_MEGATRON = re.compile("megatron|nemo|mcore")
 _KNOWN = re.compile(
     r"(cuda_graph_impl=(full_iteration|local|transformer_engine|none)|cuda_graph_scope=.*|"
     r"moe_a2a_overlap=(true|false)|moe_flex_dispatcher_backend=(hybridep|deepep|none)|"
@@ -48,6 +49,13 @@ def software_of(cells: Cells) -> str:
     text = f"{cells.get('framework', '')}".lower()
     named = next((name for pattern, name in _SOFTWARE if re.search(pattern, text)), None)
     return named or "megatron"
+
+
+def unknown_framework(cells: Cells) -> str | None:
+    """The framework, where it is stated and nothing here recognises it."""
+    text = cells.get("framework", "").strip()
+    known = not text or any(re.search(p, text.lower()) for p, _ in _SOFTWARE)
+    return None if known or _MEGATRON.search(text.lower()) else shown(text, 60)
 
 
 def unknown_features(cells: Cells) -> list[str]:

@@ -24,7 +24,13 @@ from launch.published.cells import UnusableRowError, count, measured, number
 from launch.published.row_cluster import group_of
 from launch.published.row_layout import config_of
 from launch.published.row_model import model_of
-from launch.published.row_software import precision_of, software_of, traits_of, unknown_features
+from launch.published.row_software import (
+    precision_of,
+    software_of,
+    traits_of,
+    unknown_features,
+    unknown_framework,
+)
 from launch.published.table import Cells
 from planner.peak import RECIPES, Peaks, Recipe
 from planner.predict import Progress, Run, predict_peaks, predict_steps
@@ -161,9 +167,14 @@ def read_and_predict(
     what else was left out of the predictions, in sentences."""
     runs, left_out, unknown = read_runs(path)
     scored = score_rows(runs, group, progress)
+    frameworks = Counter(f for f in (unknown_framework(r.cells) for r in runs) if f is not None)
     notes = [
         f"feature `{feature}` is not understood: {_rows(number)} predicted without it"
         for feature, number in sorted(unknown.items())
+    ]
+    notes += [
+        f"framework `{name}` is not known: {_rows(number)} predicted as Megatron-Core's"
+        for name, number in sorted(frameworks.items())
     ]
     if failed is not None:
         found, skipped = _failed_rows(failed, runs, group)

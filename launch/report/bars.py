@@ -118,13 +118,12 @@ def step(plan: Plan) -> Html:
          percent(part), TERM_WORDS[name]]
         for name, part in parts.items() if part
     ]  # fmt: skip
-    where = "the rank with most work" if e.terms else "the mean rank"
     return section(
         "Where the step goes",
         el("div", *rows, class_="split"),
         el("h3", f"The chosen layout, {seconds(e.step_s)}"),
         table(["term", ">time", ">share", "what it is"], cells),
-        note=f"Time of {where} by term; the bars of all layouts have one scale.",
+        note="Time by term; the bars of all layouts have one scale.",
         id_="step",
     )
 

@@ -7,7 +7,7 @@ import numpy as np
 from planner.layouts import Layouts
 from planner.timing.quantities import Array, Constants, Machine, Shape, Software, Split
 from profiler import profile
-from profiler.cluster import NodeGroup
+from profiler.cluster import DeviceSpec, NodeGroup
 from profiler.job import ACTIVATION_BYTES, LOW_PRECISIONS, JobSpec, Precision
 from profiler.model import ModelSpec
 
@@ -109,11 +109,12 @@ def constants_of(values: dict[str, float]) -> Constants:
     return Constants(**values)
 
 
-def plan_software(software: profile.Software) -> Software:
-    """What a profile's software does, whose layers the planner splits."""
+def plan_software(software: profile.Software, device: DeviceSpec) -> Software:
+    """What a profile's software does on a device, whose layers the planner splits. FlashAttention-2
+    needs tensor cores with bf16 (Ampere and later; its README), which older ones lack."""
     return dataclasses.replace(
         Software(),
-        flash=float(software.kernel != "none"),
+        flash=float(software.kernel != "none" and _has_flash(device)),
         sequence_parallel=float(software.sequence_parallel),
         stalls=float(software.stalls),
         broadcasts=float(software.broadcasts),
@@ -122,3 +123,7 @@ def plan_software(software: profile.Software) -> Software:
         overlap_exchange=float(software.overlap_exchange),
         reduce_bytes=software.reduce_bytes,
     )
+
+
+def _has_flash(device: DeviceSpec) -> bool:
+    return "bf16" in device.flops_per_s or device.is_host

@@ -1,8 +1,8 @@
 """Seconds of kernels on one device.
 
     matrix      2mnk / (peak * e) * (1 + k0/k) * (1 + tail * units * 2^15 / (mn)), never less than
-                its bytes at the memory's rate. k0 is the pipeline fill of a tile's inner loop,
-                the last factor the half-empty last wave of 2^15-element tiles over all units.
+                its bytes at 0.8 of the memory's rate. k0 is the fill of a tile's inner loop,
+                loop, the last factor the half-empty last wave of 2^15-element tiles over all units.
     stream      bytes / (memory rate * e)
     attention   causal FLOPs / (peak * e) * (1 + s0/s) * (1 + d0/d) in one kernel (FlashAttention,
                 Dao 2023); else two batched products and passes over the scores in memory

@@ -133,7 +133,7 @@ def compose(
         shape, split, hw, sw, c, params, forward * per_rank, (inputs + weights) * per_rank
     )
     update = _update_s(split, hw, c, params)
-    late = 1 + c.straggler * np.log2(np.maximum(hw.num_devices / hw.per_node, 1.0))
+    late = lateness(hw, c)
     step = (m * most + bubble + messages) * late + exposed + update + c.step_s
     least = (shape.num_layers * layer + head) / p
     return Step(
@@ -151,6 +151,11 @@ def compose(
         base_s=c.step_s,
         bound_s=m * least,
     )
+
+
+def lateness(hw: Machine, c: Constants) -> Num:
+    """Factor of waiting for the slowest of several nodes."""
+    return 1 + c.straggler * np.log2(np.maximum(hw.num_devices / hw.per_node, 1.0))
 
 
 def _mean_layer(shape: Shape, dense: Layer, moe: Layer) -> tuple[Num, Num, Num]:

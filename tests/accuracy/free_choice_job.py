@@ -118,7 +118,7 @@ def published_of(job: Job) -> tuple[Published, ...]:
     software = job.profile.software
     if software is None:
         raise ValueError("the profile has no constants")
-    plain = plan_software(software)
+    plain = plan_software(software, job.profile.cluster.uniform.device)
     best: dict[ParallelConfig, PublishedRun] = {}
     for each in sorted(job.runs, key=lambda r: r.step_s or float("inf")):
         best.setdefault(each.run.config, each)

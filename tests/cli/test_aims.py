@@ -51,6 +51,16 @@ def test_a_layout_leaves_nothing_to_an_objective(meshwright, tmp_path):
     assert "`--layout` leaves nothing to" in result.err
 
 
+def test_more_devices_are_no_gain_where_the_fewest_are_sought(meshwright, lab):
+    result = meshwright("plan", *SMALL, "-c", lab, "--objective", "devices")
+    table = result.out.split("vs best")[1].split("Uses")[0]
+    numbers = [line.split() for line in table.splitlines() if " GiB " in line]
+    fewest = int(numbers[0][numbers[0].index("s") - 2])
+    for words in numbers[1:]:
+        more = int(words[words.index("s") - 2]) - fewest
+        assert (words[-2:] == [f"+{more}", "dev."]) if more else words[-1].endswith("%")
+
+
 @pytest.mark.parametrize("objective", ["cost", "devices"])
 def test_an_objective_is_shown(meshwright, objective):
     result = meshwright("plan", *SMALL, "-c", "h100-2x8", "--objective", objective)

@@ -89,7 +89,7 @@ WRONG = [
     (("plan", "-m", "llama3-8b", "-c", "h100-0x8"), 1, "error: cluster `h100-0x8` has no devices", None),
     (("plan", "-m", "llama3-70b", "-c", "h100-1x1"), 3, "error: no layout of `llama3-70b` fits on 1 x h100", "closest: "),
     (("plan", "-m", "llama3-8b", "-c", "t4-1x4", "--precision", "bf16"), 1, "error: device `t4` does not compute in bf16", "fp32"),
-    (("plan", "-m", "llama3-8b", "-c", "h100-1x8", "--precision", "int4"), 1, "error: command line: `precision`", None),
+    (("plan", "-m", "llama3-8b", "-c", "h100-1x8", "--precision", "int4"), 1, "error: `--precision int4` is not known", "fp32"),
     (("plan", "-m", "llama3-8b", "-c", "h100-1x8", "--pin", "tp"), 1, "error: `--pin tp` is not of the form", None),
     (("plan", "-m", "llama3-8b", "-c", "h100-1x8", "--pin", "tp=3"), 3, "error: no layout of `llama3-8b` on 8 x h100 is possible", "pin"),
     (("plan", "-m", "llama3-8b", "-c", "h100-1x8", "--global-batch", 0), 2, "error: invalid value for '--global-batch'", None),
@@ -207,6 +207,18 @@ def test_an_unwritable_place_is_one_error(meshwright, tmp_path):
     result = meshwright(*ASK, "-o", "file/plan.json")
     assert result.code == 1
     assert result.err.startswith("error: file/plan.json: cannot write the file")
+
+
+def test_what_explains_an_error_fits_80_columns(meshwright):
+    result = meshwright("plan", "-m", "llama3-8b", "-c", "h100-1x1")
+    assert result.err.count("error:") == 1
+    assert max(map(len, result.err.splitlines())) <= 80
+
+
+def test_a_folder_is_no_place_for_a_plan(meshwright, tmp_path):
+    result = meshwright(*ASK, "-o", tmp_path)
+    assert result.code == 1
+    assert result.err.startswith(f"error: {tmp_path}: it is a folder")
 
 
 def test_a_bug_says_so(meshwright, monkeypatch, tmp_path):

@@ -3,15 +3,23 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
 from profiler.codec import encode, replace, to_plain
 
+PLANS = {}
+"""Files of the plans made so far, by what was asked: planning is another test's."""
+
 
 def tiny_plan(meshwright, *extra):
     base = ("plan", "-m", "tiny-llama", "-c", "cpu-1x4", "--seq-len", 128, "--global-batch", 16)
+    if extra in PLANS:
+        Path("plan.json").write_text(PLANS[extra])
+        return
     assert meshwright(*base, *extra).code == 0
+    PLANS[extra] = Path("plan.json").read_text()
 
 
 def test_dry_run_prints_the_command_and_touches_nothing(meshwright, tmp_path):
@@ -188,3 +196,16 @@ def test_prepare_makes_the_folder_and_a_command_for_every_node(meshwright, tmp_p
     bad = meshwright("launch", "plan.json", "--prepare", "--data", "nofile", "--runs", "others")
     assert (bad.code, "nofile" in bad.err) == (1, True)
     assert not (tmp_path / "others").exists()
+
+
+@pytest.mark.parametrize("precision", ["fp8", "fp16"])
+def test_launch_refuses_a_precision_that_the_runtime_has_not(precision, meshwright, tmp_path):
+    ask = ("plan", "-m", "llama3-8b", "-c", "h100-2x8", "--pin", "tp=8", "--precision", precision)
+    planned = meshwright(*ask)
+    assert planned.code == 0
+    assert "To run it" not in planned.out
+    for flags in ((), ("--dry-run",), ("--prepare",)):
+        result = meshwright("launch", "plan.json", *flags)
+        assert (result.code, result.out) == (1, "")
+        assert f"the reference runtime does not train in {precision}" in result.err
+    assert not (tmp_path / "runs").exists()

@@ -31,6 +31,13 @@ def plan():
     return make_plan(facts.model(), facts.job(), facts.profile(), options)
 
 
+@pytest.fixture(scope="module")
+def short():
+    """A plan whose file is read in an instant."""
+    options = SearchOptions(pin={}, forbid={}, top=0)
+    return make_plan(facts.model(), facts.job(), facts.profile(1, 1), options)
+
+
 def read_plan(text, name="plan.json"):
     return decode_artifact(Plan, text, name, kind="plan", version=FORMAT_VERSION)
 
@@ -83,7 +90,7 @@ def test_numbers_in_yaml():
     [
         ({"kind": "profile"}, "this is a `profile` file, not a `plan` file"),
         ({"kind": 3}, "not a Meshwright plan file"),
-        ({"format_version": "2.0"}, r"plan format 2.0 is not one this version reads \(1.0\)"),
+        ({"format_version": "2.0"}, r"plan format 2.0 is not one this version reads \(1.1\)"),
         ({"format_version": "x"}, "`format_version` is not a version: `x`"),
     ],
 )
@@ -163,14 +170,14 @@ def test_any_tree(tree):
 
 @fuzz
 @given(paths, trees)
-def test_any_change_of_a_plan(plan, path, value):
-    never_a_traceback(read_plan, json.dumps(changed(to_plain(plan), path, value)))
+def test_any_change_of_a_plan(short, path, value):
+    never_a_traceback(read_plan, json.dumps(changed(to_plain(short), path, value)))
 
 
 @fuzz
 @given(paths, trees | st.sampled_from([0, 1, 3, 1e-30, 1e30, 10**6, [], {}]))
-def test_any_change_of_a_profile_is_planned_with_or_refused(plan, path, value):
-    text = json.dumps(changed(to_plain(plan.profile), path, value))
+def test_any_change_of_a_profile_is_planned_with_or_refused(short, path, value):
+    text = json.dumps(changed(to_plain(short.profile), path, value))
 
     def plan_with_it():
         profile = decode(Profile, text, "profile.json")

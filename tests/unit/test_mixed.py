@@ -1,7 +1,9 @@
 """Layouts over several kinds of node: against brute force, and never worse than one kind alone."""
 
+import functools
 from collections import Counter
 from itertools import combinations, pairwise, permutations, product
+from math import comb
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from planner.cost import prepare_placed
 from planner.layout import check_devices_of, check_layout, first_broken_config
 from planner.mixed_costs import MixedCosts
 from planner.mixed_screen import screen
+from planner.mixed_space import Fillings
 from planner.plan import SearchOptions
 from planner.search import make_plan
 from planner.simulate import simulate
@@ -122,7 +125,7 @@ def every_pipeline(costs):
                 kinds = tuple(g for g in order for _ in range(counts[g]))
                 prepared = costs.prepare(config, kinds)
                 if prepared is not None and costs.fits(prepared, kinds):
-                    yield config, kinds, simulate(prepared.program).step_s, counts
+                    yield config, kinds, simulate(prepared.program).step_s
 
 
 CASES = [
@@ -141,23 +144,34 @@ CASES = [
 ]  # fmt: skip
 
 
+def costs_of(number):
+    model, names, batch, seq_len = CASES[number]
+    asked = job(batch, seq_len)
+    return MixedCosts(model, asked, analytic_profile(model, asked, cluster(*names)))
+
+
+@functools.cache
+def pipelines_of(number):
+    return list(every_pipeline(costs_of(number)))
+
+
 @pytest.mark.parametrize(
-    ("model", "names", "batch", "seq_len", "objective"),
-    [*((*case, "step") for case in CASES), (*CASES[0], "cost"), (*CASES[2], "devices")],
+    ("number", "objective"),
+    [*((number, "step") for number in range(len(CASES))), (0, "cost"), (2, "devices")],
 )
-def test_the_choice_is_that_of_brute_force(model, names, batch, seq_len, objective, monkeypatch):
+def test_the_choice_is_that_of_brute_force(number, objective, monkeypatch):
     """Idle devices included; what one kind does alone is the uniform search's."""
     monkeypatch.setattr(mixed, "MOST_PRICED", 10**6)
-    options = replace(ANY, objective=objective)
+    options = replace(ANY, objective=objective, top=0)
+    model, names, batch, seq_len = CASES[number]
     found = plan(model, batch, *names, options=options, seq_len=seq_len)
     asked, where = job(batch, seq_len), cluster(*names)
-    costs = MixedCosts(model, asked, analytic_profile(model, asked, where))
 
     def key(step_s, num_devices):
         weight = num_devices if objective == "cost" else 1
         return (num_devices if objective == "devices" else 0, step_s * weight)
 
-    keys = [key(s, c.num_devices) for c, _, s, _ in every_pipeline(costs)]
+    keys = [key(s, c.num_devices) for c, _, s in pipelines_of(number)]
     for g in range(len(names)):
         alone = ClusterSpec(name="alone", groups=where.groups[g : g + 1])
         if (one := best_on(alone, model, asked, options)) is not None:
@@ -169,39 +183,36 @@ def test_the_choice_is_that_of_brute_force(model, names, batch, seq_len, objecti
     assert spans or chosen[1] == pytest.approx(min(keys)[1])
 
 
-@pytest.mark.parametrize(("model", "names", "batch", "seq_len"), CASES)
-def test_bounds_hold_and_nothing_that_fits_is_left_out(model, names, batch, seq_len):
-    asked, where = job(batch, seq_len), cluster(*names)
-    costs = MixedCosts(model, asked, analytic_profile(model, asked, where))
-    screened = screen(costs, ANY, float("inf"), Counter())
+@pytest.mark.parametrize("number", range(len(CASES)))
+def test_bounds_hold_and_nothing_that_fits_is_left_out(number):
+    screened = screen(costs_of(number), ANY, float("inf"), Counter())
     bounds = {}
     for position in range(len(screened.pool)):
         bounds[screened.pipeline(position)] = screened.pool.bound[position]
-    number = 0
-    for config, kinds, step_s, _ in every_pipeline(costs):
+    assert pipelines_of(number)
+    for config, kinds, step_s in pipelines_of(number):
         assert bounds[config, kinds] <= step_s * (1 + 1e-9)
-        number += 1
-    assert number
 
 
 @pytest.mark.parametrize(
     ("name", "names", "batch"),
     [
         ("llama3-8b", ("h100-1x8", "a100-80-1x8"), 64),
-        ("llama3-8b", ("a100-40-2x8", "h100-1x8"), 64),
-        ("llama3-8b", ("h100-4x8", "a100-80-1x8"), 30),
-        ("mixtral-8x7b", ("h100-2x8", "a100-80-2x8"), 64),
+        ("llama3-8b", ("a100-40-2x4", "h100-1x4"), 32),
+        ("llama3-8b", ("h100-2x4", "a100-80-1x4"), 30),
+        ("mixtral-8x7b", ("h100-1x8", "a100-80-1x8"), 32),
     ],
 )
 def test_never_worse_than_one_kind_or_the_slower_everywhere(name, names, batch):
-    model, asked = resolve_model(name), job(batch, 4096)
-    found = plan(model, batch, *names, seq_len=4096).chosen.cost.step_s
+    model, asked = replace(resolve_model(name), num_layers=12), job(batch, 4096)
+    options = replace(ANY, pin={"mbs": ("1", "2")}, top=0)
+    found = plan(model, batch, *names, options=options, seq_len=4096).chosen.cost.step_s
     groups = cluster(*names).groups
     slow = min(groups, key=lambda g: g.device.flops_per_s["bf16"])
     everywhere = replace(slow, num_nodes=sum(g.num_nodes for g in groups))
     for group in (*groups, everywhere):
         where = ClusterSpec(name="one", groups=(group,))
-        if (one := best_on(where, model, asked, ANY)) is not None:
+        if (one := best_on(where, model, asked, options)) is not None:
             assert found <= one.cost.step_s * (1 + 1e-9)
 
 
@@ -242,6 +253,28 @@ def test_stages_may_be_over_kinds_that_compute_alike():
         small = found.cluster.groups[0].device.memory_bytes
         assert max(s.memory.total_bytes for s in c.cost.stages) <= small
     assert any("on h100 and h200" in render.split_words(found, c) for c in over)
+
+
+@pytest.mark.parametrize("schedule", ["interleaved", "zero_bubble"])
+def test_ranks_on_one_kind_each_may_have_any_schedule(schedule):
+    """All devices as if they were of the slower kind: prepared again, the plan is what it was."""
+    options = replace(ANY, pin={"schedule": (schedule,), "pp": ("2",)}, devices=(16,))
+    found = plan(resolve_model("llama3-8b"), 64, "h100-1x8", "h200-1x8", options=options)
+    chosen = found.chosen
+    assert groups_of_ranks(found.cluster, chosen.config, chosen.placement) == ((0,), (1,))
+    again = prepare_placed(found.model, found.job, found.profile, chosen.config, chosen.placement)
+    assert simulate(again.program).step_s == pytest.approx(chosen.cost.step_s)
+
+
+def test_fillings_of_four_kinds_are_no_deeper_than_the_layers():
+    names = ("h100-16x8", "h200-16x8", "a100-80-16x8", "a100-40-16x8")
+    model = replace(resolve_model("llama3-8b"), num_layers=12)
+    costs = MixedCosts(model, job(), analytic_profile(model, job(), cluster(*names)))
+    fillings = Fillings(costs, ANY)
+    assert max(int(each.sum(axis=1).max()) for each in fillings.of(1) if len(each)) == 12
+    four = fillings.of(1)[fillings.orders.index((0, 1, 2, 3))]
+    assert len(four) == comb(12, 4)
+    assert four.tolist() == sorted(four.tolist())
 
 
 @settings(max_examples=10, deadline=None)
@@ -353,5 +386,5 @@ def test_nothing_fits():
 
 
 def test_same_question_same_bytes():
-    first, second = (plan(DENSE, 4, "h100-1x4", "a100-80-1x3") for _ in range(2))
+    first, second = (plan(DENSE, 4, "h100-1x2", "a100-80-1x1") for _ in range(2))
     assert encode(first) == encode(second)

@@ -50,6 +50,14 @@ def test_features_that_nothing_understands_are_counted(tmp_path):
     ]
 
 
+def test_frameworks_that_nothing_knows_are_counted(tmp_path):
+    frameworks = ("", "own code", "NeMo 2.0", "torchtitan")
+    path = table(tmp_path, *({"framework": f} for f in frameworks))
+    path.write_text(path.read_text().replace("row_id\n", "row_id,framework\n", 1))
+    notes = read_and_predict(path, ("model",), None, lambda *_: None)[2]
+    assert notes == ["framework `own code` is not known: 1 row is predicted as Megatron-Core's"]
+
+
 def test_failed_runs_are_predicted_or_named(tmp_path):
     path = table(tmp_path, {})
     text = (

@@ -190,6 +190,15 @@ def test_an_edited_plan_is_stale():
     assert caught.value.kind == "stale"
 
 
+def test_a_plan_of_another_format_cannot_be_checked():
+    """Fields that this version adds, or does not know, are in the id of one side alone."""
+    plan = make_plan(facts.model(), facts.job(), facts.profile(), ANY)
+    other = replace(plan, format_version="1.0")
+    with pytest.raises(UserError, match=r"has format 1\.0, and its content cannot be") as caught:
+        check_plan(other, "plan.json")
+    assert caught.value.kind == "stale"
+
+
 @settings(max_examples=4, deadline=None)
 @given(micro_batch=st.sampled_from([1, 2]), tp=st.sampled_from([1, 2]))
 def test_memory_grows_with_the_micro_batch_and_shrinks_with_tp(micro_batch, tp):
