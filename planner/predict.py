@@ -203,10 +203,10 @@ def _layer_terms(layer: Layer) -> dict[str, float]:
     """One layer's forward and backward; what no part explains is the host's."""
     parts = {
         "matrix": number(layer.matrix_s) + 2 * number(layer.weight_s),
-        "attention": number(layer.attention_s) * 3.5,
+        "attention": number(layer.attention_s) + number(layer.attention_back_s),
         "stream": 3 * number(layer.stream_s),
         "tensor": 2 * number(layer.tensor_s),
-        "context": 3 * number(layer.context_s),
+        "context": number(layer.context_s) + number(layer.context_back_s),
         "expert": 2 * number(layer.expert_s),
         "recompute": number(layer.recompute_s),
     }

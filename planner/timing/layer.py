@@ -44,6 +44,10 @@ class Layer:
     """Backward for the weights."""
     recompute_s: Num
     """What `input_s` holds of forward run again."""
+    attention_back_s: Num
+    """Of backward, the scores and values."""
+    context_back_s: Num
+    """Of backward, the exposed exchange of keys and values and their gradients."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,4 +260,6 @@ def _layer(
         input_s=backward - weight + again,
         weight_s=weight,
         recompute_s=again,
+        attention_back_s=parts.attention_backward,
+        context_back_s=context[1],
     )

@@ -18,7 +18,15 @@ from planner.timing.quantities import Constants, Machine, Num
 
 def crosses(hw: Machine, size: Num, stride: Num) -> Num:
     """Whether a group of `size` ranks, `stride` apart, leaves a domain of fast links."""
-    return size * stride > hw.domain
+    return (size * stride > hw.domain) | straddles(hw, size, stride)
+
+
+def straddles(hw: Machine, size: Num, stride: Num) -> Num:
+    """Whether groups that a node could hold do not divide it, so that some lie across two. Racks of
+    nodes are taken to be filled in blocks that do."""
+    span = np.minimum(size * stride, hw.domain)
+    uneven = np.mod(hw.domain, np.maximum(span, 1.0)) > 0
+    return uneven & (hw.num_devices > hw.domain) & (hw.domain == hw.per_node)
 
 
 def collective_s(
@@ -27,7 +35,7 @@ def collective_s(
     """All-gather or reduce-scatter of `num_bytes` (the whole tensor); all-reduce if `reduces`."""
     size = np.asarray(size, dtype=np.float64)
     outside = crosses(hw, size, stride)
-    near = np.clip(np.floor(hw.domain / np.minimum(stride, hw.domain)), 1.0, size)
+    near = _near(hw, size, stride)
     inner = hw.inner_rate * c.inner_efficiency
     nic = hw.nic_rate * c.network_efficiency
     rate = np.where(outside, np.minimum(nic * near, inner), inner)
@@ -47,10 +55,16 @@ def collective_s(
     return np.where(size > 1, 2.0 * best, 0.0)
 
 
+def _near(hw: Machine, size: Num, stride: Num) -> Num:
+    """Ranks of a group in one domain: the fewest, where they are unequally many."""
+    near = np.clip(np.floor(hw.domain / np.minimum(stride, hw.domain)), 1.0, size)
+    return np.where(straddles(hw, size, stride), 1.0, near)
+
+
 def exchange_s(hw: Machine, c: Constants, num_bytes: Num, size: Num, stride: Num = 1.0) -> Num:
     """All-to-all in which each rank of `size` sends `num_bytes` in all, evenly spread."""
     size = np.asarray(size, dtype=np.float64)
-    near = np.clip(np.floor(hw.domain / np.minimum(stride, hw.domain)), 1.0, size)
+    near = _near(hw, size, stride)
     inside = num_bytes * (near - 1) / size / (hw.inner_rate * c.inner_efficiency)
     outside = num_bytes * (size - near) / size / (hw.nic_rate * c.network_efficiency)
     moved = np.where(crosses(hw, size, stride), outside, inside) / c.exchange_efficiency

@@ -214,6 +214,9 @@ def _send_s(shape: Shape, split: Split, hw: Machine, sw: Software, c: Constants)
     tokens = split.micro_batch * shape.seq_len / split.cp
     kept = tokens / np.where(sw.sequence_parallel > 0, split.tp, 1.0)
     apart = split.tp * split.data_ranks
+    # The slowest hop: stages within a node still pass on to the next node.
+    leaves = split.pp * apart > hw.domain
+    apart = np.where(leaves, np.maximum(apart, hw.domain), apart)
     once = message_s(hw, c, hw.element_bytes * kept * shape.hidden, apart)
     return np.where(split.pp > 1, once, 0.0)
 

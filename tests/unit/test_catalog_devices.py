@@ -127,7 +127,7 @@ def test_links_grow_slower_with_distance(name: str) -> None:
     entry = catalog.load_device(name)
     assert entry.device.memory_bytes_per_s > entry.intra.bytes_per_s > entry.nic.bytes_per_s
     assert entry.intra.latency_s < entry.nic.latency_s < 1e-3
-    assert 0.5 <= entry.device.gemm_efficiency <= 1
+    assert 0.3 <= entry.device.gemm_efficiency <= 1  # a T4's power limit holds it at 0.37
     assert 0.5 <= entry.device.memory_efficiency <= 1
 
 
