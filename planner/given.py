@@ -70,7 +70,7 @@ class LayoutFile:
     def placement(self, model: ModelSpec) -> Placement:
         """Its assignments."""
         return Placement(
-            stages=self.stages or even_stages(len(model.blocks), self.config.num_stages),
+            stages=self.stages or even_blocks(len(model.blocks), self.config.num_stages),
             ranks=self.ranks,
             interfaces=self.interfaces,
             recompute=self.recompute_layers,
@@ -79,7 +79,7 @@ class LayoutFile:
         )
 
 
-def even_stages(num_blocks: int, num_stages: int) -> tuple[tuple[int, int], ...]:
+def even_blocks(num_blocks: int, num_stages: int) -> tuple[tuple[int, int], ...]:
     """Blocks dealt out evenly, the first stages taking one more."""
     each, more = divmod(num_blocks, num_stages)
     ends = [0]

@@ -141,7 +141,7 @@ def _note_axes(found: Found, layouts: Layouts, step: Floats) -> None:
                 known[int(value)] = (seconds, layouts.config(position))
 
 
-def value_of(config: ParallelConfig, axis: str) -> int:
+def code_of(config: ParallelConfig, axis: str) -> int:
     """A layout's value of an axis; of one with names, its code."""
     return int(values_of(Layouts.from_configs([config]), axis)[0])
 

@@ -21,11 +21,12 @@ from planner.axes import check_options, pinned_stages
 from planner.config import ParallelConfig
 from planner.cost import cost_model
 from planner.estimate import estimate
+from planner.impossible import impossible_pins
 from planner.layouts import NAMES
 from planner.objective import check_devices, numbers_of_devices, order_of
 from planner.plan import Candidate, Plan, SearchCounts, SearchOptions, plan_id
 from planner.prepared import Costs, Prepared
-from planner.screening import WIDE, Found, chunks_of, screen_all, value_of
+from planner.screening import WIDE, Found, chunks_of, code_of, screen_all
 from planner.simulate import simulate
 from planner.space import MEMORY_RULE, SENTENCES
 from profiler.codec import replace
@@ -148,7 +149,7 @@ def _by_axis(
 
     table: dict[str, dict[str, float]] = {}
     for axis, values in _best_of_axes([own] if apart else founds, own.weight).items():
-        names, mine = NAMES.get(axis), value_of(chosen.config, axis)
+        names, mine = NAMES.get(axis), code_of(chosen.config, axis)
         near = {v: c for v, (s, _, c) in sorted(values.items()) if s <= WIDE * step_s}
         if len(near) < 2:
             continue
@@ -289,9 +290,11 @@ def nothing_fits(costs: Costs, founds: Sequence[Found], options: SearchOptions) 
     if not any(f.unfit[MEMORY_RULE] for f in founds):
         broken = _sum([f.broken for f in founds]).most_common()
         rules = [f"{n:,} layouts: {SENTENCES[rule]} ({rule})" for rule, n in broken]
+        sizes = [f.num_devices for f in founds]
+        pinned = impossible_pins(costs.model, costs.job, options, sizes)
         return UserError(
             f"no layout of `{name}` on {where} is possible",
-            details=tuple(rules) or (_NO_VALUES,),
+            details=tuple(rules) or pinned or (_NO_VALUES,),
             hint="change `--global-batch` or `--seq-len`, or pin less",
             kind="infeasible",
         )

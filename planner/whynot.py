@@ -1,6 +1,5 @@
 """Why not another layout: the best one with the given values, or what forbids them."""
 
-import re
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -11,7 +10,6 @@ from profiler.codec import replace
 from profiler.errors import UserError
 
 Pins = dict[str, tuple[str, ...]]
-_COUNTED = re.compile(r"([\d,]+) x .* \(([\w-]+)\)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,12 +45,13 @@ def why_not(plan: Plan, pins: Pins) -> Answer:
     except UserError as e:
         if e.kind != "infeasible":
             raise
-        rejected, num_valid = _counts(plan, options, e.details)
+        rejected, num_valid = _counts(plan, options)
+        counted = bool(rejected) and num_valid == 0  # the details say no more than the counts
         return Answer(
             pins=pins,
             dropped=dropped,
             message=e.message,
-            details=tuple(d for d in e.details if not _COUNTED.fullmatch(d)),
+            details=() if counted else e.details,
             hint=e.hint or "",
             rejected=rejected,
             num_valid=num_valid,
@@ -77,14 +76,8 @@ def _options(own: SearchOptions, pins: Pins) -> tuple[SearchOptions, tuple[str, 
     return replace(own, pin=own.pin | pins, forbid=forbid, top=0), tuple(dropped)
 
 
-def _counts(
-    plan: Plan, options: SearchOptions, details: tuple[str, ...]
-) -> tuple[dict[str, int], int | None]:
-    """Rejections by rule, from the search's own words or counted here, and how many are left."""
-    found = [match for d in details if (match := _COUNTED.fullmatch(d))]
-    said = {m[2]: int(m[1].replace(",", "")) for m in found if m[2] not in ("pin", "forbid")}
-    if said:
-        return said, None
+def _counts(plan: Plan, options: SearchOptions) -> tuple[dict[str, int], int | None]:
+    """Rejections by rule, and how many layouts are left; of unlike devices, neither."""
     from planner.cost import cost_model
 
     if len(plan.cluster.groups) > 1:
@@ -105,20 +98,6 @@ def _counts(
         )
         num_valid += sum(len(chunk) for chunk in chunks)
     return dict(rejected), num_valid
-
-
-def indivisible(plan: Plan, pins: Pins) -> list[str]:
-    """Sentences about pinned degrees of which no value divides the devices."""
-    if len(plan.cluster.groups) > 1:
-        return []
-    sizes = numbers_of_devices(plan.options, plan.cluster.uniform)
-    words = " or ".join(map(str, sizes)) if len(sizes) < 4 else f"{sizes[0]} to {sizes[-1]}"
-    degrees = ("tp", "pp", "cp", "ep", "etp", "dp", "dp_replicate", "dp_shard")
-    return [
-        f"{axis} {' or '.join(pins[axis])} does not divide the {words} devices"
-        for axis in degrees
-        if axis in pins and all(int(v) < 1 or num % int(v) for v in pins[axis] for num in sizes)
-    ]
 
 
 def sentence(rule: str) -> str:

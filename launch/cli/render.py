@@ -1,5 +1,6 @@
 """Plans and verdicts as text of at most 80 columns. Pure: records in, lines out."""
 
+import math
 import textwrap
 from itertools import groupby
 
@@ -234,11 +235,16 @@ def rejected_lines(plan: Plan) -> list[str]:
     return lines
 
 
+def _at_most(share: float) -> str:
+    """In tenths of a percent, rounded up: a proof may not promise more than it proves."""
+    return f"{math.ceil(share * 1000 - 1e-6) / 1000:.1%}"
+
+
 def proof(plan: Plan) -> str:
     """What the figures rest on, and how far the choice is from its bound."""
     e = plan.chosen.cost
     gap = (e.step_s - e.bound_s) / e.step_s
-    lines = [f"Within {gap:.1%} of the lower bound of this layout"]
+    lines = [f"Within {_at_most(gap)} of the lower bound of this layout"]
     if plan.bound_s:
         open_gap = (e.step_s - plan.bound_s) / e.step_s
         better, space = _BETTER[plan.options.objective], "of the space"
@@ -247,7 +253,7 @@ def proof(plan: Plan) -> str:
         lines.append(
             f"No layout {space} is {better}"
             if open_gap < 1e-9
-            else f"No layout {space} is more than {open_gap:.1%} {better} (proven bound)"
+            else f"No layout {space} is more than {_at_most(open_gap)} {better} (proven bound)"
         )
     software = plan.profile.software
     if e.measured_share:

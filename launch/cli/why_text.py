@@ -5,7 +5,7 @@ import textwrap
 from launch.cli.render import seconds, size
 from planner.explain import Explanation, Other, Reason, compare
 from planner.plan import Candidate, Plan
-from planner.whynot import Answer, indivisible, sentence
+from planner.whynot import Answer, sentence
 from planner.wording import percent
 
 WIDTH = 80
@@ -66,7 +66,7 @@ def answer_lines(plan: Plan, answer: Answer) -> list[str]:
         lines += textwrap.wrap(f"Set aside: the plan's {', '.join(answer.dropped)}", WIDTH)
         lines.append("")
     if answer.best is None:
-        return lines + _forbidden(plan, answer)
+        return lines + _forbidden(answer)
     if answer.best.config == plan.chosen.config:
         return [*lines, f"The chosen layout has {pin_words(answer)}: {plan.chosen.config.label}"]
     lines += [f"The best layout with {pin_words(answer)}:", ""]
@@ -131,12 +131,10 @@ def _signed(difference: float) -> str:
     return f"{'+' if difference >= 0 else '-'}{seconds(abs(difference))}" if difference else ""
 
 
-def _forbidden(plan: Plan, answer: Answer) -> list[str]:
+def _forbidden(answer: Answer) -> list[str]:
     """Rules with their counts, memory, the closest miss."""
     lines = [f"No layout with {pin_words(answer)}: {answer.message}"]
     lines = [part for line in lines for part in textwrap.wrap(line, WIDTH)]
-    facts = indivisible(plan, answer.pins)
-    lines += [f"  {fact}" for fact in facts]
     if answer.rejected:
         lines += ["", "Rejected by rule"]
         for rule, n in sorted(answer.rejected.items(), key=lambda x: (-x[1], x[0])):

@@ -42,6 +42,7 @@ def shape_of(model: ModelSpec, seq_len: int) -> Shape:
         experts=model.num_experts,
         topk=model.num_experts_per_token,
         expert_ffn=model.expert_width if model.num_experts else 0,
+        expert_bias=float(model.expert_bias),
         shared_ffn=model.shared_ffn_hidden_size,
         context=sum(contexts) / len(contexts),
         linear_share=linear,

@@ -5,9 +5,11 @@ vocabulary, and with sequence parallelism the tokens of norms and residuals (Kor
 2022). Experts: of a rank's t / tp tokens k copies each leave for the ranks of their experts
 (balanced load); an expert's group of etp ranks gathers its tokens. Backward runs each matrix
 product twice, for the input and for the weight. A layer cannot be faster than the host starts its
-kernels: `ops * host_op_s`, less what CUDA graphs replay.
+kernels: `ops * host_op_s`, less what CUDA graphs replay. Where routing drops nothing, the host
+waits for the counts of tokens, and the device then waits for the host.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +23,9 @@ RING, ALL_GATHER, ULYSSES, HYBRID = (
     CP_METHODS.index(m) for m in ("ring", "all_gather", "ulysses", "hybrid")
 )
 SELECTIVE, FULL = 1, 2
+BIAS_BYTES = 28.0
+"""Per element of the experts' output: bias times the token's weight in fp32, added, joined and cast
+back by kernels of their own (Megatron-Core's `TEGroupedMLP._apply_bias`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +65,14 @@ class Parts:
     stream: Num
     expert: Num
     ops: Num
+    """Starts of kernels that the host makes while the device computes, or a CUDA graph replays."""
+    late_ops: Num = 0.0
+    """Starts that wait for the counts of routed tokens, while the device is idle; only a graph of
+    the whole step knows no such wait."""
+    again: Num = 0.0
+    """Seconds of modules that run forward again by themselves."""
+    modules: Num = 0.0
+    """Number of these."""
 
 
 def layer_times(
@@ -70,7 +83,7 @@ def layer_times(
     tensor = _tensor_s(shape, split, hw, sw, c, tokens)
     mixer = _mixer(shape, split, hw, sw, c, tokens)
     context = _context_s(shape, split, hw, c, tokens, mixer.attention)
-    dense = _with_ffn(shape, split, hw, c, tokens, mixer)
+    dense = _with_ffn(shape, split, hw, sw, c, tokens, mixer)
     moe = _with_experts(shape, split, hw, sw, c, tokens, mixer)
     return (
         _layer(split, hw, sw, c, dense, tensor, context),
@@ -95,7 +108,9 @@ def _mixer(
     heads = shape.heads / tp
     q, kv = heads * shape.qk_dim, np.maximum(shape.kv_heads / tp, 1.0)
     wide = (1 + shape.q_gates) * q + kv * (shape.qk_dim + shape.v_dim)
+    sp = np.where(sw.sequence_parallel > 0, tp, 1.0)
     plain = matrix_s(hw, c, tokens, wide, h)
+    again: Num = 0.0
     latent = shape.kv_lora > 0
     if np.any(latent):
         q_in = np.where(shape.q_lora > 0, shape.q_lora, h)
@@ -106,6 +121,9 @@ def _mixer(
             hw, c, tokens, heads * (shape.qk_dim - shape.rope_dim + shape.v_dim), shape.kv_lora
         )
         plain = np.where(latent, down + up, plain)
+        again = np.where(latent, sw.recompute_latent * up, 0.0)
+    # Two norms, each of which reads and writes the residual stream.
+    norms = stream_s(hw, c, 4 * hw.element_bytes * h / sp * tokens)
     products = plain + matrix_s(hw, c, tokens, h, heads * shape.v_dim)
     share = shape.linear_share
     forward, backward = attention_s(shape, hw, sw, c, tokens, heads, _pieces(split))
@@ -116,7 +134,6 @@ def _mixer(
         # The chunked delta rule computes about four products of the state's size per token.
         state = 8.0 * tokens * shape.linear_state / tp / (hw.peak * c.attention_efficiency)
         forward, backward = forward + share * state, backward + 2.5 * share * state
-    sp = np.where(sw.sequence_parallel > 0, tp, 1.0)
     low = np.where(hw.low > 0, c.cast_passes, 0.0)
     passes = hw.element_bytes * (c.norm_passes * h / sp + c.qkv_passes * wide) + low * (h + q)
     return Parts(
@@ -126,6 +143,8 @@ def _mixer(
         stream=stream_s(hw, c, passes * tokens),
         expert=0.0,
         ops=c.dense_ops,
+        again=again + sw.recompute_norms * norms,
+        modules=2 * sw.recompute_norms + sw.recompute_latent * latent,
     )
 
 
@@ -137,20 +156,27 @@ def _pieces(split: Split) -> Num:
 
 
 def _with_ffn(
-    shape: Shape, split: Split, hw: Machine, c: Constants, tokens: Num, mixer: Parts
+    shape: Shape,
+    split: Split,
+    hw: Machine,
+    sw: Software,
+    c: Constants,
+    tokens: Num,
+    mixer: Parts,
 ) -> Parts:
     h, width = shape.hidden, shape.ffn / split.tp
     up = (1 + shape.gated) * width
     products = matrix_s(hw, c, tokens, up, h) + matrix_s(hw, c, tokens, h, width)
     low = np.where(hw.low > 0, c.cast_passes, 0.0)
     passes = hw.element_bytes * c.activation_passes * up + low * (h + up)
-    return Parts(
+    stream = stream_s(hw, c, passes * tokens)
+    return dataclasses.replace(
+        mixer,
         matrix=mixer.matrix + products,
-        attention=mixer.attention,
-        attention_backward=mixer.attention_backward,
-        stream=mixer.stream + stream_s(hw, c, passes * tokens),
-        expert=0.0,
+        stream=mixer.stream + stream,
         ops=mixer.ops * np.where(shape.gated > 0, 1.6, 1.0),
+        again=mixer.again + sw.recompute_ffn * (products + stream),
+        modules=mixer.modules + sw.recompute_ffn,
     )
 
 
@@ -181,21 +207,24 @@ def _with_experts(
     low = np.where(hw.low > 0, c.cast_passes, 0.0)
     passes = (hw.element_bytes * c.routed_passes * up + low * (h + up)) * routed
     passes = passes + hw.element_bytes * c.activation_passes * (1 + shape.gated) * y * tokens
+    passes = passes + shape.expert_bias * BIAS_BYTES * h * routed
+    activation = stream_s(hw, c, hw.element_bytes * (up + x) * routed)
     # Sorting tokens by expert and back belongs to the exchange: what hides it hides both.
     sorting = stream_s(hw, c, hw.element_bytes * c.routed_passes * h * routed)
     exchange = exchange_s(hw, c, hw.element_bytes * sent * h, split.ep * split.etp)
     fused = np.where(sw.fused_exchange > 0, c.fused_exchange, 1.0)
     hidden = np.where(sw.overlap_exchange > 0, c.exposed_exchange, 1.0)
-    # Dropless routing makes the host wait for the counts and start each expert's kernels.
     waits = np.where(sw.fused_exchange > 0, c.fused_expert_ops, 1.0)
     waits = np.where(sw.drops > 0, 0.0, waits)
-    return Parts(
+    return dataclasses.replace(
+        mixer,
         matrix=mixer.matrix + experts + shared + router,
-        attention=mixer.attention,
-        attention_backward=mixer.attention_backward,
         stream=mixer.stream + stream_s(hw, c, passes),
         expert=2 * (np.where(split.ep > 1, exchange * fused, 0.0) + sorting) * hidden,
-        ops=c.moe_ops + waits * c.expert_ops * held + c.latent_ops * (shape.kv_lora > 0),
+        ops=c.moe_ops + c.latent_ops * (shape.kv_lora > 0),
+        late_ops=waits * c.expert_ops * held,
+        again=mixer.again + sw.recompute_expert_activation * activation,
+        modules=mixer.modules + sw.recompute_expert_activation,
     )
 
 
@@ -236,18 +265,24 @@ def _layer(
     tensor: Num,
     context: tuple[Num, Num],
 ) -> Layer:
-    host = parts.ops * c.host_op_s * (1 - sw.graph) * np.where(sw.compiled > 0, 0.6, 1.0)
+    op = c.host_op_s * np.where(sw.compiled > 0, 0.6, 1.0)
+    host = op * parts.ops * (1 - sw.graph)
+    wait = op * np.where(sw.graph < 1, parts.late_ops, 0.0)
+    own = (sw.recompute_full > 0) | (sw.recompute_matrix > 0)
+    attention = (split.recompute == SELECTIVE) & ~np.asarray(own)
+    checkpoints = op * c.checkpoint_ops * (parts.modules + attention) * (1 - sw.graph)
     waits = (split.pp > 1) & (split.tp > 1) & (hw.num_devices > hw.per_node) & (sw.stalls > 0)
     stall = np.where(waits, c.stall_base_s + c.stall_s * split.tp, 0.0)
     busy = parts.matrix + parts.attention + parts.stream
     talk = tensor + parts.expert
-    forward = np.maximum(np.maximum(busy, host) + talk + context[0], stall)
+    forward = np.maximum(np.maximum(busy, host) + wait + talk + context[0], stall)
     weight = c.weight_grad * parts.matrix
     back = weight + parts.matrix * c.weight_grad + parts.attention_backward + 2 * parts.stream
-    backward = np.maximum(np.maximum(back, 2 * host) + talk + context[1], stall)
+    backward = np.maximum(
+        np.maximum(back + parts.again, 2 * host + checkpoints) + 2 * wait + talk + context[1], stall
+    )
     again = np.where(split.recompute == FULL, forward, 0.0)
-    own = (sw.recompute_full > 0) | (sw.recompute_matrix > 0)
-    again = np.where((split.recompute == SELECTIVE) & ~np.asarray(own), parts.attention, again)
+    again = np.where(attention, parts.attention, again)
     again = again + sw.recompute_full * forward + sw.recompute_matrix * parts.matrix
     return Layer(
         matrix_s=parts.matrix,
@@ -259,7 +294,7 @@ def _layer(
         forward_s=forward,
         input_s=backward - weight + again,
         weight_s=weight,
-        recompute_s=again,
+        recompute_s=again + parts.again,
         attention_back_s=parts.attention_backward,
         context_back_s=context[1],
     )

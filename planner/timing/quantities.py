@@ -45,6 +45,8 @@ class Shape:
     experts: Num
     topk: Num
     expert_ffn: Num
+    expert_bias: Num
+    """1: experts' products have biases."""
     shared_ffn: Num
     context: Num
     """Tokens that a token attends to, mean over tokens and layers; linear layers count 0."""
@@ -157,6 +159,12 @@ class Software:
     """Further share of the layers that runs forward again."""
     recompute_matrix: Num = 0.0
     """Share of the matrix products that runs again."""
+    recompute_norms: Num = 0.0
+    """1: norms run again, their outputs dropped; below, the same of other modules."""
+    recompute_ffn: Num = 0.0
+    recompute_expert_activation: Num = 0.0
+    recompute_latent: Num = 0.0
+    """The up projections of latent attention."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,6 +204,7 @@ class Constants:
     latent_ops: Num
     expert_ops: Num
     fused_expert_ops: Num
+    checkpoint_ops: Num
     stall_s: Num
     stall_base_s: Num
     exposed_tensor: Num

@@ -27,7 +27,7 @@ from planner.config import (
     ScheduleName,
     ZeroStage,
 )
-from planner.given import even_stages
+from planner.given import even_blocks
 from profiler.job import JobSpec
 from profiler.model import ModelSpec
 
@@ -103,7 +103,7 @@ class Case:
     @property
     def placement(self) -> Placement:
         return Placement(
-            stages=self.stages or even_stages(len(self.model.blocks), self.pp * self.vpp),
+            stages=self.stages or even_blocks(len(self.model.blocks), self.pp * self.vpp),
             ranks=self.ranks, recompute=self.per_layer, experts=self.experts, table=self.table,
         )  # fmt: skip
 

@@ -4,7 +4,7 @@ search does."""
 import pytest
 
 from planner.config import ExpertSlots
-from planner.given import LayoutFile, even_stages, plan_for
+from planner.given import LayoutFile, even_blocks, plan_for
 from planner.search import make_plan
 from profiler.codec import replace
 from profiler.errors import UserError
@@ -118,7 +118,7 @@ def test_a_given_layout_needs_its_memory():
 @pytest.mark.parametrize("num_blocks", [4, 7, 12])
 @pytest.mark.parametrize("num_stages", [1, 3, 4])
 def test_stages_left_out_share_the_blocks(num_blocks, num_stages):
-    stages = even_stages(num_blocks, num_stages)
+    stages = even_blocks(num_blocks, num_stages)
     sizes = [end - first for first, end in stages]
     assert sum(sizes) == stages[-1][1] == num_blocks
     assert sizes == sorted(sizes, reverse=True)

@@ -3,6 +3,7 @@
 import pytest
 
 from launch.published.cells import UnusableRowError, count, extends, number, shown, size_in, yes
+from launch.published.row_software import unknown_features
 from launch.published.runs import run_of, score_rows
 from planner.peak import RECIPES
 from planner.predict import predict_peaks, predict_steps
@@ -179,7 +180,10 @@ def test_software_and_traits():
                "moe_flex_dispatcher_backend=deepep"  # fmt: skip
     s = run(features=features).software
     assert (s.graph, s.overlap_exchange, s.compiled, s.fused_exchange) == (1, 1, 1, 1)
-    assert run(features="cuda_graph_impl=transformer_engine").software.graph == 0.5
+    parts = "cuda_graph_impl=transformer_engine; cuda_graph_scope=[{}'moe_router']"
+    assert run(features=parts.format("'attn', ")).software.graph == 0.7
+    assert run(features=parts.format("")).software.graph == 0.3
+    assert run(features="p2p overlap OFF").software.overlaps == 0
     recent = {"framework_version": "26.08", "n_experts": "8", "ep": "1"}
     assert run(**recent).software.graph == 1
     assert run(**recent | {"features": "asynctp"}).software.graph == 0
@@ -201,6 +205,18 @@ def test_recomputation_in_words(text, full, matrix, stated):
     r = run(recompute=text)
     assert (r.software.recompute_full, r.software.recompute_matrix) == (full, matrix)
     assert r.config.recompute == stated
+
+
+def test_modules_that_run_again():
+    r = run(recompute="selective: layernorm+moe_act").software
+    assert (r.recompute_norms, r.recompute_expert_activation) == (1, 1)
+    assert (r.recompute_ffn, r.recompute_latent, r.recompute_full) == (0, 0, 0)
+    r = run(recompute="selective: mla_up_proj+mlp").software
+    assert (r.recompute_ffn, r.recompute_latent) == (1, 1)
+    both = run(recompute="selective: core_attn+layernorm")
+    assert (both.config.recompute, both.software.recompute_norms) == ("selective", 1)
+    assert unknown_features({"recompute": "selective: layernorm+mlp", "features": ""}) == []
+    assert unknown_features({"recompute": "selective: layernorm+else", "features": ""})
 
 
 def test_precision_in_words():

@@ -39,13 +39,13 @@ def test_bad_rows_are_left_out_with_their_reasons(tmp_path):
 
 def test_features_that_nothing_understands_are_counted(tmp_path):
     odd = {"features": "torch.compile; warp_drive=9"}
-    path = table(tmp_path, odd, odd, {"recompute": "selective: moe_act"}, {**odd, "tp": "3"}, {})
+    path = table(tmp_path, odd, odd, {"recompute": "selective: moe"}, {**odd, "tp": "3"}, {})
     _, _, unknown = read_runs(path)
-    assert unknown == {"warp_drive=9": 2, "recompute selective: moe_act": 1}
+    assert unknown == {"warp_drive=9": 2, "recompute selective: moe": 1}
     rows, left_out, notes = read_and_predict(path, ("model",), None, lambda *_: None)
     assert (len(rows), len(left_out)) == (4, 1)
     assert notes == [
-        "feature `recompute selective: moe_act` is not understood: 1 row is predicted without it",
+        "feature `recompute selective: moe` is not understood: 1 row is predicted without it",
         "feature `warp_drive=9` is not understood: 2 rows are predicted without it",
     ]
 

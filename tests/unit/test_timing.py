@@ -248,6 +248,56 @@ def test_the_host_is_the_least_time_of_a_layer():
     assert graphs.forward_s < 1
 
 
+def test_dropless_routing_waits_for_its_counts():
+    s, c = shape("qwen3-30b-a3b"), exact(host_op_s=1e-6, expert_ops=10.0, fused_expert_ops=0.5)
+    free = dataclasses.replace(c, expert_ops=0.0)
+
+    def waits(**given):
+        seconds = [
+            layer_times(s, split(ep=8), FREE, Software(**given), k)[1].forward_s for k in (c, free)
+        ]
+        return seconds[0] - seconds[1]
+
+    # 128 experts on 8 ranks, beside whatever the device computes.
+    assert waits() == pytest.approx(16 * 10e-6)
+    assert waits(fused_exchange=1.0) == pytest.approx(8 * 10e-6)
+    assert waits(graph=0.7) == pytest.approx(16 * 10e-6)
+    assert waits(graph=1.0) == 0
+    assert waits(drops=1.0) == 0
+
+
+def test_modules_that_run_again_cost_their_forward():
+    slow = dataclasses.replace(FREE, memory_rate=1e12)
+    s, c = shape("deepseek-v3"), exact()
+
+    def more(hw=FREE, **given):
+        plain, again = (layer_times(s, ONE, hw, Software(**g), c) for g in ({}, given))
+        return [b.input_s - a.input_s for a, b in zip(plain, again, strict=True)]
+
+    norms = 4 * 2 * SEQ * 7168 / 1e12
+    assert more(slow, recompute_norms=1.0) == pytest.approx([norms, norms])
+    up = 2 * SEQ * 128 * (512 * (128 + 128) + 1536 * 192) / 1e15
+    assert more(recompute_latent=1.0) == pytest.approx([up, up])
+    ffn = 3 * 2 * SEQ * 7168 * 18432 / 1e15
+    assert more(recompute_ffn=1.0) == pytest.approx([ffn, 0])
+    activation = 3 * 2048 * 2 * SEQ * 8 / 1e12
+    assert more(slow, recompute_expert_activation=1.0) == pytest.approx([0, activation])
+    host = dataclasses.replace(c, host_op_s=1.0, checkpoint_ops=7.0, dense_ops=10.0, moe_ops=1.0)
+    plain, again = (
+        layer_times(s, ONE, FREE, Software(recompute_norms=n), host)[0] for n in (0.0, 1.0)
+    )
+    assert again.input_s - plain.input_s == pytest.approx(2 * 7)
+
+
+def test_biases_of_experts_pass_over_their_output():
+    s = shape("gpt-oss-120b")
+    hw = dataclasses.replace(FREE, memory_rate=1e12)
+    plain = dataclasses.replace(s, expert_bias=0.0)
+    seconds = [layer_times(x, ONE, hw, Software(), exact())[1].stream_s for x in (s, plain)]
+    assert s.expert_bias == 1
+    assert seconds[0] - seconds[1] == pytest.approx(28 * 4 * SEQ * 2880 / 1e12)
+
+
 # Arrays and single layouts
 
 
