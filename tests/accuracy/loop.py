@@ -15,6 +15,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from tests.accuracy.readme import write_block
+
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "examples" / "tiny-llama" / "config.json"
 BATCH, STEPS, ROUNDS = 16, 10, 2
@@ -39,7 +41,7 @@ LAYOUTS = (
     "tp=4,pp=1,dp=1,mbs=4,recompute=none",
 )
 
-MARK = "<!-- accuracy: written by `make accuracy` -->"
+MARK = "accuracy: written by `make accuracy`"
 COLUMNS = (
     "layout", "schedule", "blocks", "predicted", "observed", "rounds differ", "error",
     "compute", "p2p", "collective", "idle", "memory", "error",
@@ -181,12 +183,8 @@ def main() -> None:
         for index in range(len(LAYOUTS)):
             results[index].append(run_once(folder, index, number))
     (ROOT / "docs" / "accuracy.md").write_text(report(folder, results))
-    readme = ROOT / "README.md"
-    before, rest = readme.read_text().split(f"{MARK}\n", 1)
-    after = rest.split("<!-- end -->", 1)[1]
     said = f"{len(LAYOUTS)} layouts of a small Llama on 4 processes of one host, from one profile"
-    lines = f"{said}:\n\n{summary([table_row(r) for r in results], results)}"
-    readme.write_text(f"{before}{MARK}\n{lines}\n<!-- end -->{after}")
+    write_block(MARK, f"{said}:\n\n{summary([table_row(r) for r in results], results)}")
 
 
 if __name__ == "__main__":

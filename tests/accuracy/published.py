@@ -1,4 +1,5 @@
-"""Scores predictions of published runs; writes docs/accuracy-published.md and its picture.
+"""Scores predictions of published runs; writes docs/accuracy-published.md, its picture,
+and a summary in the README.
 
 `python -m tests.accuracy.published CALIBRATION.csv FAILED.csv [FIT.json]`. FIT.json holds a `Fit`:
 constants with their ranges and the leave-one-out errors, as the fitting script writes it.
@@ -13,13 +14,15 @@ from launch.published.runs import read_and_predict
 from launch.published.scatter import check_plot, draw
 from planner.scoring import score
 from profiler.codec import decode, read_text
-from tests.accuracy.published_page import NO_FIT, Fit, Target, page
+from tests.accuracy.published_page import NO_FIT, Fit, Target, page, summary
+from tests.accuracy.readme import write_block
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "accuracy-published.md"
 PICTURE = PAGE.with_suffix(".png")
 NOTES = Path(__file__).with_name("published_notes.md")
 GROUP = ("model", "n_gpus")
+MARK = "published: written by `python -m tests.accuracy.published`"
 TARGETS = (
     Target(what="rows that state enough and are predicted", figure="modelled_share", bar=0.97,
            better="higher"),
@@ -59,6 +62,7 @@ def main(argv: list[str]) -> None:
     draw(rows, PICTURE, memory=True)
     notes = NOTES.read_text(encoding="utf-8") if NOTES.exists() else ""
     write_atomic(PAGE, page(result, fit, TARGETS, picture=PICTURE.name, notes=notes))
+    write_block(MARK, summary(result, fit))
     note(f"Wrote `{PAGE}` and `{PICTURE}`")
 
 

@@ -93,6 +93,35 @@ def page(
     return "\n\n".join(s for s in sections if s) + "\n"
 
 
+def summary(score: Score, fit: Fit) -> str:
+    """A few lines for the README."""
+    held_out = (("model", fit.leave_one_model_out), ("source", fit.leave_one_source_out))
+    step, memory = score.step_time, score.memory
+    sources = sum(f.step_time.rows > 0 for f in score.per_source.values())
+    lines = [
+        f"{step.rows:,} runs that {sources} sources published:",
+        "",
+        f"- step time: median error {percent(step.median_ape)}, 90th percentile "
+        f"{percent(step.p90_ape)}",
+    ]
+    for what, found in held_out:
+        if found:
+            pooled = found.pooled
+            lines.append(
+                f"- the same of a {what} that took no part in the fit: "
+                f"{percent(pooled.median_ape)}, {percent(pooled.p90_ape)}"
+            )
+    return "\n".join(
+        [
+            *lines,
+            "- choice: the layout predicted fastest takes "
+            f"{number(score.choice.regret_geomean)} times as long as the fastest",
+            f"  measured (mean of {score.choice.groups} groups of layouts)",
+            f"- peak memory: median error {percent(memory.median_ape)} over {memory.rows} readings",
+        ]
+    )
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Markdown table; columns of numbers to the right."""
     marks = ["---:" if _numbers([row[n] for row in rows]) else "---" for n in range(len(head))]
