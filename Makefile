@@ -20,7 +20,7 @@ lint: $(VENV)/installed
 	$(PY) tests/check_lengths.py
 
 unit: $(VENV)/installed  ## under a minute, without torch
-	$(PY) -m pytest -m "not distributed"
+	$(PY) -m pytest -m "not distributed" --numprocesses auto --dist worksteal
 
 distributed: $(VENV)/installed  ## real processes: parity, profile, launch
 	$(PY) -m pytest -m distributed --durations=5

@@ -280,11 +280,15 @@ def test_what_holds_for_any_rows(rows):
         assert found.step_time.median_ape <= found.step_time.p90_ape
 
 
-@given(st.lists(times, min_size=2, max_size=8, unique=True), st.floats(0.1, 10))
+# Times that differ in more than their last digits, which the factor may round away.
+@given(
+    st.lists(times, min_size=2, max_size=8, unique_by=lambda t: float(f"{t:.6g}")),
+    st.floats(0.1, 10),
+)
 def test_a_prediction_right_but_for_a_factor_has_no_regret(measured, factor):
     rows = [row(str(n), t * factor, t) for n, t in enumerate(measured)]
     found = scored(rows, resamples=0)
-    assert found.choice.regret_max == 1.0
+    assert found.choice.regret_max == pytest.approx(1)
     assert found.step_time.bias == pytest.approx(factor - 1)
     assert found.step_time.spearman == pytest.approx(1)
 
