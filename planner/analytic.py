@@ -7,6 +7,7 @@ of the rest.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,7 @@ from planner.chain import (
 )
 from planner.config import ParallelConfig, Placement
 from planner.distinct import distinct_layers
+from planner.fill import Work, end_bound_s, fill_bound_s
 from planner.layouts import Ints, Layouts, is_one_of
 from planner.peak import Peaks, Recipe, recipe_of, stage_peaks
 from planner.plan import StageMemory
@@ -32,7 +34,7 @@ from planner.predict import memory_degrees, sizes_of, terms_of_step
 from planner.prepared import Prepared, Screened
 from planner.room import fullest, totals
 from planner.rules import ConfigRule
-from planner.schedules import stage_owner
+from planner.schedules import SPLIT_BACKWARD, stage_owner
 from planner.timing.inputs import constants_of, machine_of, plan_software, shape_of, split_of
 from planner.timing.layer import Layer, layer_times
 from planner.timing.quantities import Array, Machine, Num, rows
@@ -117,6 +119,7 @@ class AnalyticCosts:
         waits = m * np.maximum(most * layer - step.most_s, 0.0) * late
         held_up = step.exposed_send_s - 2 * step.send_s * (few.pp - 1)
         busy = (step.bound_s + held_up) * late + step.base_s
+        busy = np.maximum(busy, self._pipeline_bounds(few, timed, code, step))
         # Without a pipeline nothing is left to simulate.
         busy = np.where(few.pp > 1, busy, step.step_s) * (1 - 1e-9)
         return Screened(
@@ -136,16 +139,41 @@ class AnalyticCosts:
         return _Timed(dense, moe)
 
     def _bounds(self, layouts: Layouts, timed: _Timed, code: Ints) -> Array:
-        """Seconds that the busiest rank computes at least."""
-        shape, share = self._shape, self._shape.num_moe / self._shape.num_layers
-        dense, moe = (
-            layer.forward_s + layer.input_s + layer.weight_s for layer in (timed.dense, timed.moe)
-        )
-        mean = np.asarray(shape.num_layers * ((1 - share) * dense + share * moe))
-        work = np.broadcast_to(mean, (int(code.max()) + 1 if len(code) else 0,))[code]
-        batch = self.job.global_batch
-        m = batch / (layouts.num_replicas * layouts.micro_batch)
-        return np.asarray(m * work / layouts.pp)
+        """Seconds of a step at least, without what ends it."""
+        work = self._work(timed, code)
+        m = self.job.global_batch / (layouts.num_replicas * layouts.micro_batch)
+        splits = is_one_of(layouts, "schedule", *sorted(SPLIT_BACKWARD))
+        fill = fill_bound_s(work, layouts.pp, layouts.vpp, m, splits)
+        mean = m * (work.forward_s + work.input_s + work.weight_s) / layouts.pp
+        busy = np.where(layouts.pp > 1, np.maximum(mean, fill), mean)
+        return np.asarray(busy * self._late(layouts) * (1 - 1e-9))
+
+    def _pipeline_bounds(self, layouts: Layouts, timed: _Timed, code: Ints, step: Step) -> Array:
+        """Seconds of a step at least, of those with a pipeline: its fill, messages and end."""
+        work = self._work(timed, code).with_head(step.head_s)
+        pp, vpp, m = layouts.pp, layouts.vpp, layouts.num_microbatches(self.job)
+        splits = is_one_of(layouts, "schedule", *sorted(SPLIT_BACKWARD))
+        held = self._constants.exposed_send * step.send_s / np.sqrt(vpp)
+        late = self._late(layouts)
+        fill = fill_bound_s(work, pp, vpp, m, splits, held, step.send_s) * late
+        end = step.exposed_reduction_s + step.update_s
+        ends = end_bound_s(work, pp, vpp, m, len(self.model.blocks), end)
+        return np.asarray(np.maximum(fill, ends) + step.base_s)
+
+    def _work(self, timed: _Timed, code: Ints) -> Work:
+        """Of all layers of each layout."""
+        total, moe = self._shape.num_layers, self._shape.num_moe
+        of_kind = [(n, t) for n, t in ((total - moe, timed.dense), (moe, timed.moe)) if n]
+
+        def summed(name: str) -> Num:
+            return sum(n * np.asarray(getattr(layer, name)) for n, layer in of_kind)
+
+        forward = [np.asarray(layer.forward_s) for _, layer in of_kind]
+        whole = [f + t.input_s + t.weight_s for f, (_, t) in zip(forward, of_kind, strict=True)]
+        shares = [f / w for f, w in zip(forward, whole, strict=True)]
+        least = (functools.reduce(np.minimum, each) for each in (forward, whole, shares))
+        sums = (summed(name) for name in ("forward_s", "input_s", "weight_s"))
+        return rows(Work(*(np.asarray(x) for x in (*sums, *least))), code)
 
     def _peaks(self, layouts: Layouts, layers: Array | None = None) -> Peaks:
         m = np.maximum(layouts.num_microbatches(self.job), 1)

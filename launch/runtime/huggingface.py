@@ -161,15 +161,6 @@ class HfWeights:
         if not path.is_file():
             return
         tree, _ = parse(read_text(path), str(path))
-        found = read_model(path)
-        field = first_difference(self.model, found)
-        if field is not None:
-            raise UserError(
-                f"`{field}` is {getattr(found, field)} here and {getattr(self.model, field)} "
-                f"in the model to be trained",
-                hint="plan with this folder as the model",
-                place=str(path),
-            )
         for key in ("rope_scaling", "rope_parameters"):
             rope = tree.get(key)
             kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, dict) else None
@@ -180,6 +171,15 @@ class HfWeights:
                     hint="start from random weights, or from a model without scaled positions",
                     place=str(path),
                 )
+        found = read_model(path)
+        field = first_difference(self.model, found)
+        if field is not None:
+            raise UserError(
+                f"`{field}` is {getattr(found, field)} here and {getattr(self.model, field)} "
+                f"in the model to be trained",
+                hint="plan with this folder as the model",
+                place=str(path),
+            )
 
 
 def _shown(shape: Iterable[int]) -> str:

@@ -11,6 +11,7 @@ from profiler.errors import UserError
 from profiler.model import Activation, Attention, Family, ModelSpec
 
 Size = Annotated[int, Gt(0), Le(2**31 - 1)]
+SizeOrNone = Annotated[int, Ge(0), Le(2**31 - 1)]
 Count = Annotated[int, Gt(0), Le(100_000)]
 NotNegative = Annotated[int, Ge(0), Le(100_000)]
 PositiveFloat = Annotated[float, Gt(0)]

@@ -21,6 +21,7 @@ from profiler.hf_families.base import (
     PositiveFloat,
     Reader,
     Size,
+    SizeOrNone,
     activation,
     attention_fields,
     family_of,
@@ -72,7 +73,8 @@ class LlamaKeys(Common):
     attention_bias: bool = False
     mlp_bias: bool = False
     use_sliding_window: bool = False
-    sliding_window: Size | None = None
+    sliding_window: SizeOrNone | None = None
+    """0, as transformers writes it for Qwen2-MoE, is none."""
     max_window_layers: NotNegative | None = None
     layer_types: tuple[str, ...] | None = None
     qkv_bias: bool = True
@@ -170,7 +172,7 @@ def _attention(config: LlamaKeys, family: Family, present: Collection[str]) -> d
         return {}
     if config.layer_types is not None:
         kinds = kinds_of(config.layer_types, config.num_hidden_layers)
-        window = config.sliding_window
+        window = config.sliding_window or None
     else:
         window = _window(config, family, present)
         if window is not None:
@@ -186,7 +188,7 @@ def _window(config: LlamaKeys, family: Family, present: Collection[str]) -> int 
     if family in _QWEN and not config.use_sliding_window:
         return None
     if family == "mixtral" or "sliding_window" in present:
-        return config.sliding_window
+        return config.sliding_window or None
     return _WINDOW
 
 

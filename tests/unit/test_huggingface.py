@@ -133,6 +133,10 @@ def test_windows_are_facts_of_the_model() -> None:
     assert (late.attention_pattern, late.window) == (("full", "sliding"), 4096)
     listed = {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 8}
     assert read(model_type="qwen3", num_key_value_heads=8, **listed).window == 8
+    off = {"sliding_window": 0, "use_sliding_window": False, "num_key_value_heads": 8}
+    none = read(model_type="qwen2", **off)
+    assert none == read(model_type="qwen2", num_key_value_heads=8)  # as transformers writes it
+    assert read(model_type="mixtral", sliding_window=0).attention_pattern == ("full",)
     every = read(model_type="mixtral", sliding_window=4096)
     assert (every.attention_pattern, every.window) == (("sliding",), 4096)
 
