@@ -7,7 +7,6 @@ of the rest.
 """
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -25,14 +24,14 @@ from planner.chain import (
     program_of,
 )
 from planner.config import ParallelConfig, Placement
-from planner.distinct import distinct_layers
-from planner.fill import Work, end_bound_s, fill_bound_s
+from planner.distinct import distinct_layers, distinct_memory
+from planner.fill import Work, end_bound_s, fill_bound_s, work_of
 from planner.layouts import Ints, Layouts, is_one_of
 from planner.peak import Peaks, Recipe, recipe_of, stage_peaks
 from planner.plan import StageMemory
 from planner.predict import memory_degrees, sizes_of, terms_of_step
 from planner.prepared import Prepared, Screened
-from planner.room import fullest, totals
+from planner.room import fullest, stage_memory, totals
 from planner.rules import ConfigRule
 from planner.schedules import SPLIT_BACKWARD, stage_owner
 from planner.timing.inputs import constants_of, machine_of, plan_software, shape_of, split_of
@@ -44,6 +43,9 @@ from profiler.model import BlockKind, ModelSpec
 from profiler.profile import Profile
 from solvers.balance import balance
 from solvers.partition import Stages
+
+_BLOCK = 2**14
+"""Layouts whose memory is asked together: arrays that stay in a core's cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,33 +106,53 @@ class AnalyticCosts:
         """See `planner.prepared.Costs`."""
         code, unique = distinct_layers(layouts, self.node.devices_per_node)
         timed = self._layers(layouts.take(unique))
-        bound = self._bounds(layouts, timed, code)
+        bound = self._mean_bounds(layouts, timed, code)
         kept = np.flatnonzero(bound <= cut_s)
-        num_cut = len(layouts) - len(kept)
-        least = float(bound[bound > cut_s].min()) if num_cut else float("inf")
+        least = float(bound[bound > cut_s].min(initial=np.inf))
         few, code = layouts.take(kept), code[kept]
-        peaks, most = self._room(few, timed, code)
-        fits = np.isfinite(most)
-        few, code, kept, most = few.take(fits), code[fits], kept[fits], most[fits]
-        step = self._steps(few, timed, code)
-        m = few.num_microbatches(self.job)
-        layer = (step.bound_s * few.pp / m - step.head_s) / self._shape.num_layers
-        late = self._late(few)
-        waits = m * np.maximum(most * layer - step.most_s, 0.0) * late
-        held_up = step.exposed_send_s - 2 * step.send_s * (few.pp - 1)
-        busy = (step.bound_s + held_up) * late + step.base_s
-        busy = np.maximum(busy, self._pipeline_bounds(few, timed, code, step))
-        # Without a pipeline nothing is left to simulate.
-        busy = np.where(few.pp > 1, busy, step.step_s) * (1 - 1e-9)
+        bound = np.maximum(bound[kept], self._fill_bounds(few, timed, code))
+        near = bound <= cut_s
+        least = min(least, float(bound[~near].min(initial=np.inf)))
+        few, code, kept, bound = few.take(near), code[near], kept[near], bound[near]
+        peaks, most = self._room(few)
+        fits = np.flatnonzero(np.isfinite(most))
+        num_unfit = len(few) - len(fits)
+        few, code, kept, bound = few.take(fits), code[fits], kept[fits], bound[fits]
+        # With several stages per rank, layers are spread by time and not by memory.
+        most = most[fits]
+        waits = np.where(few.vpp > 1, 0.0, most)
+        step_s, busy = self._closed(few, timed, code, waits)
+        near = busy <= cut_s
+        least = min(least, float(busy[~near].min(initial=np.inf)))
+        # The last, as it takes longest: whether ranks whose times are level fit.
+        over = self._level_over(few, timed, code, np.flatnonzero(near & (most > 0) & (few.vpp > 1)))
+        near[over] = False
         return Screened(
-            index=kept,
-            step_s=np.broadcast_to(np.asarray(step.step_s + waits, dtype=np.float64), kept.shape),
-            bound_s=np.maximum(bound[kept], busy),
-            peak_bytes=peaks[fits],
-            num_unfit=int(np.count_nonzero(~fits)),
-            num_cut=num_cut,
+            index=kept[near],
+            step_s=step_s[near],
+            bound_s=np.maximum(bound, busy)[near],
+            peak_bytes=peaks[fits][near],
+            num_unfit=num_unfit + len(over),
+            num_cut=len(layouts) - num_unfit - len(over) - int(np.count_nonzero(near)),
             least_cut_s=least,
         )
+
+    def _closed(
+        self, layouts: Layouts, timed: _Timed, code: Ints, most: Array
+    ) -> tuple[Array, Array]:
+        """(seconds of a step by closed form, at least) where some rank has `most` layers."""
+        step = self._steps(layouts, timed, code)
+        m = layouts.num_microbatches(self.job)
+        layer = (step.bound_s * layouts.pp / m - step.head_s) / self._shape.num_layers
+        late = self._late(layouts)
+        waits = m * np.maximum(most * layer - step.most_s, 0.0) * late
+        held_up = step.exposed_send_s - 2 * step.send_s * (layouts.pp - 1)
+        busy = (step.bound_s + held_up) * late + step.base_s
+        busy = np.maximum(busy, self._pipeline_bounds(layouts, timed, code, step))
+        # Without a pipeline nothing is left to simulate.
+        busy = np.where(layouts.pp > 1, busy, step.step_s) * (1 - 1e-9)
+        total = np.asarray(step.step_s + waits, dtype=np.float64)
+        return np.array(np.broadcast_to(total, busy.shape)), np.asarray(busy)
 
     def _layers(self, layouts: Layouts) -> _Timed:
         split = split_of(layouts, self.job)
@@ -138,19 +160,25 @@ class AnalyticCosts:
         dense, moe = layer_times(self._shape, split, hw, self._software, self._constants)
         return _Timed(dense, moe)
 
-    def _bounds(self, layouts: Layouts, timed: _Timed, code: Ints) -> Array:
-        """Seconds of a step at least, without what ends it."""
-        work = self._work(timed, code)
+    def _mean_bounds(self, layouts: Layouts, timed: _Timed, code: Ints) -> Array:
+        """Seconds of a step at least: what the mean rank works."""
+        each = np.asarray(self._work(timed).total_s)
+        m = self.job.global_batch / (layouts.num_replicas * layouts.micro_batch)
+        mean = m * (each[code] if each.ndim else each) / layouts.pp
+        return np.asarray(mean * self._late(layouts) * (1 - 1e-9))
+
+    def _fill_bounds(self, layouts: Layouts, timed: _Timed, code: Ints) -> Array:
+        """Seconds of a step at least, without what ends it; 0 where there is no pipeline."""
+        work = rows(self._work(timed), code)
         m = self.job.global_batch / (layouts.num_replicas * layouts.micro_batch)
         splits = is_one_of(layouts, "schedule", *sorted(SPLIT_BACKWARD))
         fill = fill_bound_s(work, layouts.pp, layouts.vpp, m, splits)
-        mean = m * (work.forward_s + work.input_s + work.weight_s) / layouts.pp
-        busy = np.where(layouts.pp > 1, np.maximum(mean, fill), mean)
-        return np.asarray(busy * self._late(layouts) * (1 - 1e-9))
+        fill = np.where(layouts.pp > 1, fill, 0.0)
+        return np.asarray(fill * self._late(layouts) * (1 - 1e-9))
 
     def _pipeline_bounds(self, layouts: Layouts, timed: _Timed, code: Ints, step: Step) -> Array:
         """Seconds of a step at least, of those with a pipeline: its fill, messages and end."""
-        work = self._work(timed, code).with_head(step.head_s)
+        work = rows(self._work(timed), code).with_head(step.head_s)
         pp, vpp, m = layouts.pp, layouts.vpp, layouts.num_microbatches(self.job)
         splits = is_one_of(layouts, "schedule", *sorted(SPLIT_BACKWARD))
         held = self._constants.exposed_send * step.send_s / np.sqrt(vpp)
@@ -160,32 +188,21 @@ class AnalyticCosts:
         ends = end_bound_s(work, pp, vpp, m, len(self.model.blocks), end)
         return np.asarray(np.maximum(fill, ends) + step.base_s)
 
-    def _work(self, timed: _Timed, code: Ints) -> Work:
-        """Of all layers of each layout."""
+    def _work(self, timed: _Timed) -> Work:
         total, moe = self._shape.num_layers, self._shape.num_moe
-        of_kind = [(n, t) for n, t in ((total - moe, timed.dense), (moe, timed.moe)) if n]
-
-        def summed(name: str) -> Num:
-            return sum(n * np.asarray(getattr(layer, name)) for n, layer in of_kind)
-
-        forward = [np.asarray(layer.forward_s) for _, layer in of_kind]
-        whole = [f + t.input_s + t.weight_s for f, (_, t) in zip(forward, of_kind, strict=True)]
-        shares = [f / w for f, w in zip(forward, whole, strict=True)]
-        least = (functools.reduce(np.minimum, each) for each in (forward, whole, shares))
-        sums = (summed(name) for name in ("forward_s", "input_s", "weight_s"))
-        return rows(Work(*(np.asarray(x) for x in (*sums, *least))), code)
+        return work_of([(n, t) for n, t in ((total - moe, timed.dense), (moe, timed.moe)) if n])
 
     def _peaks(self, layouts: Layouts, layers: Array | None = None) -> Peaks:
         m = np.maximum(layouts.num_microbatches(self.job), 1)
         degrees = memory_degrees(layouts, m, self._software.sequence_parallel)
         return stage_peaks(self._sizes, degrees, self._recipe, layers)
 
-    def _room(self, layouts: Layouts, timed: _Timed, code: Ints) -> tuple[Array, Array]:
+    def _room(self, layouts: Layouts) -> tuple[Array, Array]:
         """(peak bytes, layers that some rank has at least) of an even split, or where that does not
         fit, of an uneven one; the latter is inf where none fits. `prepare` may yet refuse what fits
         here, but never takes what does not."""
-        room, num = self.capacity_bytes, len(layouts)
-        held = np.broadcast_to(totals(self._peaks(layouts)), (3, num))
+        room = self.capacity_bytes
+        held = self._held_evenly(layouts)
         peak = held.max(axis=0)
         least = np.where(peak <= room, 0.0, np.inf)
         # Some rank has the mean number of layers or more.
@@ -194,12 +211,24 @@ class AnalyticCosts:
             few, model = layouts.take(tight), self.model
             most = fullest(few, self._peaks, model.num_layers, model.first_dense_layers, room)
             least[tight] = most
-            loose = tight[np.isfinite(most) & (few.vpp > 1)]
-            if len(loose):
-                layers = self._level_layers(layouts.take(loose), timed, code[loose])
-                over = self._peaks(layouts.take(loose), layers).allocated > room
-                least[loose] = np.where(over, np.inf, 0.0)
         return np.minimum(peak, room), least
+
+    def _level_over(self, layouts: Layouts, timed: _Timed, code: Ints, chosen: Ints) -> Ints:
+        """Those of the `chosen` that do not fit where times are level."""
+        if not len(chosen):
+            return chosen
+        few = layouts.take(chosen)
+        layers = self._level_layers(few, timed, code[chosen])
+        return np.asarray(chosen[self._peaks(few, layers).allocated > self.capacity_bytes])
+
+    def _held_evenly(self, layouts: Layouts) -> Array:
+        """Bytes of the first, a middle and the last rank where layers are spread evenly, [3, n]."""
+        place, unique = distinct_memory(layouts)
+        held = np.empty((3, len(unique)))
+        for begin in range(0, len(unique), _BLOCK):
+            block = slice(begin, begin + _BLOCK)
+            held[:, block] = totals(self._peaks(layouts.take(unique[block])))
+        return held[:, place]
 
     def _level_layers(self, layouts: Layouts, timed: _Timed, code: Ints) -> Array:
         """Layers of the first, the fullest middle and the last rank where times are level."""
@@ -347,7 +376,7 @@ class AnalyticCosts:
     ) -> tuple[StageMemory, ...]:
         """Per pipeline rank; those between the first and the last as the fullest of them."""
         peaks = self._peaks(layouts, np.array([self._held(config, stages)]).T)
-        of = [_stage_memory(peaks, row) for row in range(3)]
+        of = [stage_memory(peaks, row) for row in range(3)]
         if config.pp == 1:
             return (of[0],)
         return (of[0], *(of[1],) * (config.pp - 2), of[2])
@@ -360,17 +389,3 @@ class AnalyticCosts:
         for owner, count in zip(owners, layers, strict=True):
             held[owner] += count
         return held[0], max(held[1:-1], default=held[-1]), held[-1]
-
-
-def _stage_memory(peaks: Peaks, row: int) -> StageMemory:
-    def part(array: Array) -> int:
-        return int(np.broadcast_to(array, (3, 1))[row, 0])
-
-    return StageMemory(
-        weight_bytes=part(peaks.weights),
-        grad_bytes=part(peaks.grads),
-        optimizer_bytes=part(peaks.optimizer),
-        activation_bytes=part(peaks.activations),
-        buffer_bytes=part(peaks.buffers),
-        workspace_bytes=part(peaks.transient),
-    )

@@ -26,11 +26,14 @@ their blocks are fewer. With one stage per rank and B blocks, F on the fullest r
 """
 
 import dataclasses
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from planner.layouts import Bools
+from planner.timing.layer import Layer
 from planner.timing.quantities import Array, Num
 
 
@@ -46,6 +49,11 @@ class Work:
     least_s: Num
     least_share: Num
 
+    @property
+    def total_s(self) -> Num:
+        """Of all layers, forward and backward."""
+        return self.forward_s + self.input_s + self.weight_s
+
     def with_head(self, head_s: Num) -> "Work":
         """With a head and loss, of which a third or more is forward; all of it counts as the part
         of backward that fills waits."""
@@ -54,6 +62,20 @@ class Work:
             weight_s=self.weight_s + head_s,
             least_share=np.minimum(self.least_share, 1 / 3),
         )
+
+
+def work_of(layers: Sequence[tuple[int, Layer]]) -> Work:
+    """Of so many layers of each kind."""
+
+    def summed(name: str) -> Num:
+        return sum(n * np.asarray(getattr(layer, name)) for n, layer in layers)
+
+    forward = [np.asarray(layer.forward_s) for _, layer in layers]
+    whole = [f + t.input_s + t.weight_s for f, (_, t) in zip(forward, layers, strict=True)]
+    shares = [f / w for f, w in zip(forward, whole, strict=True)]
+    least = (functools.reduce(np.minimum, each) for each in (forward, whole, shares))
+    sums = (summed(name) for name in ("forward_s", "input_s", "weight_s"))
+    return Work(*(np.asarray(x) for x in (*sums, *least)))
 
 
 def fill_bound_s(
@@ -68,7 +90,7 @@ def fill_bound_s(
     """Seconds [n]. `splits`: whose backward is split; `held_s`: by which a message holds up each
     forward and each backward of a stage; `hop_s`: of a message itself."""
     m = np.maximum(num_microbatches, 1.0)
-    total = work.forward_s + work.input_s + work.weight_s
+    total = work.total_s
     stages = pp * vpp
     chain = np.where(splits, total - work.weight_s, total) + 2 * held_s * stages
     through = chain / _reached(1 / m, stages)
@@ -86,7 +108,7 @@ def end_bound_s(
 ) -> Array:
     """Seconds [n] of pipelines whose fullest rank reduces and updates for `end_s`."""
     m, mean = np.maximum(num_microbatches, 1.0), num_blocks / pp
-    total = m * (work.forward_s + work.input_s + work.weight_s) / pp
+    total = m * work.total_s / pp
     best = np.asarray(end_s, dtype=np.float64)
     for times in (1.1, 1.3, 1.6, 2.0, 3.0, 5.0):
         most = times * mean + 1

@@ -11,6 +11,7 @@ import numpy as np
 
 from planner.layouts import Layouts
 from planner.peak import Array, Peaks
+from planner.plan import StageMemory
 
 PeaksOf = Callable[[Layouts, Array], Peaks]
 """Peaks of layouts whose first, middle and last ranks hold so many layers, [3, n]."""
@@ -20,6 +21,22 @@ def totals(peaks: Peaks) -> Array:
     """Bytes of the first, a middle and the last rank, [3, n]."""
     static = peaks.weights + peaks.grads + peaks.optimizer + peaks.buffers
     return np.asarray(static + peaks.activations + peaks.transient)
+
+
+def stage_memory(peaks: Peaks, row: int) -> StageMemory:
+    """Of one rank of a single layout: the first, a middle or the last."""
+
+    def part(array: Array) -> int:
+        return int(np.broadcast_to(array, (3, 1))[row, 0])
+
+    return StageMemory(
+        weight_bytes=part(peaks.weights),
+        grad_bytes=part(peaks.grads),
+        optimizer_bytes=part(peaks.optimizer),
+        activation_bytes=part(peaks.activations),
+        buffer_bytes=part(peaks.buffers),
+        workspace_bytes=part(peaks.transient),
+    )
 
 
 def fullest(

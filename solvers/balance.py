@@ -49,12 +49,19 @@ def _packed(
     least limit at which any of these runs would take an item more."""
     runs, end, larger = [], len(sums) - 1, float("inf")
     for left in range(len(caps) - 1, -1, -1):
-        full = bisect_left(sums, sums[end] - limit)
-        first = max(full, left, end - caps[left]) if left else 0
-        if full >= max(first, 1):
-            larger = min(larger, sums[end] - sums[full - 1])
-        if first >= end or end - first > caps[left] or full > first:
+        # Comparisons and not `max`: a search packs hundreds of thousands of times.
+        total, least = sums[end], end - caps[left]
+        full = bisect_left(sums, total - limit, 0, end)
+        first = full if left else 0
+        if left and first < left:
+            first = left
+        if left and first < least:
+            first = least
+        if full >= first and full:
+            larger = min(larger, total - sums[full - 1])
+        if first >= end or first < least or full > first:
             return None, larger
         runs.append((first, end))
         end = first
-    return tuple(reversed(runs)), larger
+    runs.reverse()
+    return tuple(runs), larger
