@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python -P
 export OMP_NUM_THREADS = 1
 
-.PHONY: demo test lint unit distributed nightly parity accuracy bench wheel clean
+.PHONY: demo test lint unit distributed lab nightly parity accuracy bench wheel clean
 
 demo: $(VENV)/installed  ## profile this machine, plan, launch, verify
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/tiny-llama/demo.sh
@@ -24,6 +24,9 @@ unit: $(VENV)/installed  ## under a minute, without torch
 
 distributed: $(VENV)/installed  ## real processes: parity, profile, launch
 	$(PY) -m pytest -m distributed --durations=5
+
+lab: $(VENV)/installed  ## clusters of unlike hosts, as network namespaces; needs root
+	$(PY) -m pytest -m lab --durations=5
 
 nightly: $(VENV)/installed  ## 10,000 fuzzed inputs for each reader, 200 layouts at random
 	FUZZ_EXAMPLES=10000 $(PY) -m pytest -m fuzz
