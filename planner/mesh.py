@@ -1,0 +1,67 @@
+"""The ranks of a mesh of parallel axes, the groups along each, and which ranks send to which.
+
+Ranks are row-major over the axes, the outermost first. Experts are spread over the ranks of a
+pipeline rank as (edp, ep, etp), row-major too (folding, Liu et al. 2025, arXiv:2504.14960).
+`planner.grid` says the same of a plan with ranks anywhere; here the order of axes is free.
+"""
+
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from planner.config import AXIS_ORDER, ParallelConfig
+from planner.traffic import Traffic
+from solvers.mapping_problem import Ints
+
+_EQUAL = ("dp", "dp_replicate", "dp_shard", "cp")
+"""Axes of equal weights, over which gradients are reduced."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mesh:
+    """Sizes of the axes, outermost first in the order of ranks, and of what the experts' mesh has
+    over the same ranks."""
+
+    axes: dict[str, int]
+    ep: int = 1
+    etp: int = 1
+
+    @classmethod
+    def of(cls, config: ParallelConfig) -> "Mesh":
+        """Of a plan, in its order."""
+        axes = {str(name): int(getattr(config, name)) for name in AXIS_ORDER}
+        return cls(axes=axes, ep=config.ep, etp=config.etp)
+
+    @property
+    def num_ranks(self) -> int:
+        """Of the whole mesh."""
+        return prod(self.axes.values())
+
+    def groups(self, axis: str) -> Ints:
+        """Ranks of each group along an axis of `Traffic`, [groups, ranks], in coordinate order."""
+        names, sizes = list(self.axes), list(self.axes.values())
+        ranks = np.arange(self.num_ranks).reshape(sizes)
+        if axis in ("ep", "edp"):
+            if "pp" in names:
+                ranks = np.moveaxis(ranks, names.index("pp"), 0)
+            stages = self.axes.get("pp", 1)
+            experts = ranks.reshape(stages, -1, self.ep, self.etp)
+            moved = np.moveaxis(experts, 2 if axis == "ep" else 1, -1)
+            return moved.reshape(-1, moved.shape[-1])
+        own = [
+            k for k, name in enumerate(names) if name == axis or (axis == "dp" and name in _EQUAL)
+        ]
+        moved = np.moveaxis(ranks, own, range(-len(own), 0))
+        return np.asarray(moved.reshape(-1, prod(sizes[k] for k in own)))
+
+
+def hops(axis: Traffic, groups: Ints) -> tuple[Ints, Ints]:
+    """(from, to) of all flows of ranks that an axis has at once, by their blocks."""
+    if axis.shape == "all_to_all":
+        a, b = np.nonzero(~np.eye(groups.shape[1], dtype=np.bool_))
+        return groups[:, a].reshape(-1), groups[:, b].reshape(-1)
+    next_ = np.roll(groups, -1, axis=1)
+    if axis.shape == "chain" and not axis.closed:
+        return groups[:, :-1].reshape(-1), next_[:, :-1].reshape(-1)
+    return groups.reshape(-1), next_.reshape(-1)
