@@ -38,8 +38,9 @@ parity: $(VENV)/installed  ## every layout of the table against one process, wri
 accuracy: $(VENV)/installed  ## run many layouts on 4 processes, write docs/accuracy.md
 	$(PY) -m tests.accuracy.loop
 
-bench: $(VENV)/installed  ## speed of planning; the runtime beside a plain PyTorch loop
+bench: $(VENV)/installed  ## speed of planning and mapping; the runtime beside a plain PyTorch loop
 	$(PY) -m tests.accuracy.bench --write
+	$(PY) -m tests.accuracy.map_bench --write
 	$(PY) -m tests.accuracy.lean --write
 
 wheel: $(VENV)/installed  ## planning works from a wheel where torch is not installed

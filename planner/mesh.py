@@ -14,8 +14,8 @@ from planner.config import AXIS_ORDER, ParallelConfig
 from planner.traffic import Traffic
 from solvers.mapping_problem import Ints
 
-_EQUAL = ("dp", "dp_replicate", "dp_shard", "cp")
-"""Axes of equal weights, over which gradients are reduced."""
+_PARTS = {"dp": ("dp", "dp_replicate", "dp_shard", "cp"), "shard": ("dp_shard", "cp")}
+"""Axes of traffic that run over several of the mesh."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,9 +49,8 @@ class Mesh:
             experts = ranks.reshape(stages, -1, self.ep, self.etp)
             moved = np.moveaxis(experts, 2 if axis == "ep" else 1, -1)
             return moved.reshape(-1, moved.shape[-1])
-        own = [
-            k for k, name in enumerate(names) if name == axis or (axis == "dp" and name in _EQUAL)
-        ]
+        parts = _PARTS.get(axis, (axis,))
+        own = [k for k, name in enumerate(names) if name in parts]
         moved = np.moveaxis(ranks, own, range(-len(own), 0))
         return np.asarray(moved.reshape(-1, prod(sizes[k] for k in own)))
 

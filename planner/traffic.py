@@ -4,7 +4,10 @@
                                                attention and feed-forward, forward and backward
     cp   ring        3 (c - 1) * T kv e / t    keys and values, again in backward, their gradients
     ep   all-to-all  4 T k h e / (t ep)        to each peer: dispatch and combine, and back
-    dp   ring        2 (n - 1) / n * g params  per step: gradients of what the rank holds
+    dp   ring        2 (n - 1) / n * g params  per step: gradients of what the rank holds; ZeRO 1
+                                               and 2 gather weights instead of gradients, (g + e)
+    shard  ring      (n - 1) / n (2 m e + g) params   ZeRO 3: weights gathered for each forward and
+                                               backward; the replicas of a shard reduce as dp does
     pp   chain       T h e / t                 each way, once per micro-batch
 
 with T = b s / c tokens of a micro-batch on a rank, e bytes per element, g per gradient. All-reduces
@@ -13,10 +16,12 @@ is waited for once in every p micro-batches (the hidden critical path of Pipette
 arXiv:2405.18093, 4.2), so a chain is gone through max(1, m / p) times.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from planner.config import ParallelConfig
+from profiler.codec import replace
 from profiler.job import GRAD_BYTES, WEIGHT_BYTES, JobSpec
 from profiler.model import ModelSpec
 
@@ -29,7 +34,8 @@ class Traffic:
     to each peer."""
 
     axis: str
-    """`pp`, `dp` (all replicas and cp), `cp`, `tp`, `ep`, `edp`."""
+    """`pp`, `dp` (all replicas and cp), `shard` (dp_shard and cp), `dp_replicate`, `cp`, `tp`,
+    `ep`, `edp`."""
     shape: Shape
     num_bytes: float
     messages: float
@@ -50,8 +56,8 @@ def traffic_of(model: ModelSpec, config: ParallelConfig, job: JobSpec) -> tuple[
     found = [
         Traffic(axis="pp", shape="chain", num_bytes=rounds * config.vpp * boundary / config.tp,
                 messages=rounds * config.vpp, closed=config.vpp > 1),
-        _reduction("dp", config.num_replicas * config.cp, dense / config.tp, job),
-        _reduction("edp", config.edp, experts / (config.ep * config.etp), job),
+        *_reductions(config, job, dense / config.tp),
+        _reduction("edp", config.edp, experts / (config.ep * config.etp), config, job),
         Traffic(axis="cp", shape="ring", messages=calls * 3 * (config.cp - 1),
                 num_bytes=calls * 3 * (config.cp - 1) * tokens * element / config.tp
                 * model.num_kv_heads * (model.qk_head_dim + model.v_head_dim)),
@@ -62,14 +68,28 @@ def traffic_of(model: ModelSpec, config: ParallelConfig, job: JobSpec) -> tuple[
         Traffic(axis="tp", shape="ring", messages=8 * calls * (config.tp - 1),
                 num_bytes=8 * calls * (config.tp - 1) / config.tp * boundary),
     ]  # fmt: skip
-    sizes = {
-        "pp": config.pp, "dp": config.num_replicas * config.cp, "edp": config.edp,
-        "cp": config.cp, "ep": config.ep, "tp": config.tp,
-    }  # fmt: skip
-    return tuple(t for t in found if sizes[t.axis] > 1 and t.num_bytes > 0)
+    alone = {axis for axis, size in (("pp", config.pp), ("ep", config.ep)) if size == 1}
+    return tuple(t for t in found if t.num_bytes > 0 and t.axis not in alone)
 
 
-def _reduction(axis: str, number: int, params: float, job: JobSpec) -> Traffic:
-    hops = 2 * (number - 1)
-    num_bytes = hops / number * params * GRAD_BYTES[job.precision]
-    return Traffic(axis=axis, shape="ring", num_bytes=num_bytes, messages=float(hops))
+def _reductions(config: ParallelConfig, job: JobSpec, params: float) -> Iterator[Traffic]:
+    """Of what all replicas hold alike."""
+    shards = config.dp_shard * config.cp
+    if config.zero < 3:
+        yield _reduction("dp", config.dp_replicate * shards, params, config, job)
+        return
+    yield _reduction("shard", shards, params, config, job)
+    alike = replace(config, zero=0)
+    yield _reduction("dp_replicate", config.dp_replicate, params / shards, alike, job)
+
+
+def _reduction(
+    axis: str, number: int, params: float, config: ParallelConfig, job: JobSpec
+) -> Traffic:
+    """Gradients over a group of `number`, and weights where they are sharded over it."""
+    weight, grad = WEIGHT_BYTES[job.precision], GRAD_BYTES[job.precision]
+    gathers = 2 * config.num_microbatches(job) if config.zero == 3 else 1
+    back = gathers * (weight if config.zero else grad)
+    hops = number - 1
+    return Traffic(axis=axis, shape="ring", num_bytes=hops / number * params * (grad + back),
+                   messages=float(hops * (1 + gathers)))  # fmt: skip

@@ -13,7 +13,7 @@ The first start is the caller's, so nothing worse comes back. `enumerate_nodes` 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, permutations
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from solvers.mapping_problem import Floats, Ints, Problem
 from solvers.mapping_swaps import Swaps
 
+_ALL_ORDERS = 7
+"""Most nodes of which all orders are compared."""
 _ALL_MOVES = 24
 """Most nodes of which all moves are tried."""
 _DRAWN = 512
@@ -57,6 +59,10 @@ def map_blocks(
     search.offer(tables[0])
     search.offer(tables[int(np.argmin(total))])
     if problem.num_nodes == 1 or not len(problem.flows.source):
+        return search.place, search.seconds
+    if problem.num_nodes <= _ALL_ORDERS:
+        orders = np.array(list(permutations(range(problem.num_nodes))))
+        search.offer(orders[int(np.argmin(problem.seconds(orders)[0]))])
         return search.place, search.seconds
     order = np.argsort(led, kind="stable")
     for index in order[: max(2, len(order) // 4)]:

@@ -15,7 +15,19 @@ from typing import Annotated, Any
 
 import typer
 
-from launch.cli import diff, export, launch, list_, plan, profile, show, validate, verify, why
+from launch.cli import (
+    diff,
+    export,
+    launch,
+    list_,
+    map_,
+    plan,
+    profile,
+    show,
+    validate,
+    verify,
+    why,
+)
 from launch.cli.exit import OF_KIND, TEXT, Exit
 from launch.cli.terminal import STATE
 from profiler.errors import UserError
@@ -59,6 +71,7 @@ app.command("diff")(diff.run)
 app.command("launch")(launch.run)
 app.command("verify")(verify.run)
 app.command("validate")(validate.run)
+app.command("map")(map_.run)
 app.command("export")(export.run)
 app.command("list")(list_.run)
 

@@ -17,7 +17,7 @@ from solvers.mapping import chain_orders, map_blocks
 from solvers.mapping_bound import lower_bounds, node_bounds
 from solvers.mapping_problem import Problem
 from solvers.mapping_swaps import Swaps
-from tests.unit.links import CHAIN, CLOSED, EXPERTS, INNER, RING, alike, links_of, random_links
+from tests.unit.made_links import CHAIN, CLOSED, EXPERTS, INNER, RING, alike, links_of, random_links
 
 CASES = [
     (Mesh(axes={"pp": 2, "dp": 2, "tp": 2}), (CHAIN, RING, INNER), 2),
