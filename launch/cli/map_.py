@@ -58,7 +58,7 @@ def run(
     seed: Annotated[int, typer.Option(min=0, max=2**31)] = 0,
     as_json: Json = False,
 ) -> None:
-    """Map ranks to hosts with unlike links, so that a step's communication takes least."""
+    """Map ranks to hosts whose links differ, for the least communication."""
     kind = _order_kind(order_out)
     from planner.mapping import map_ranks
     from planner.traffic import traffic_of
