@@ -28,6 +28,7 @@ from solvers.mapping_problem import Floats, Flows, Ints, Problem
 FEW = 8
 """Most ranks for which all assignments are compared."""
 EFFORT = 400_000
+"""Orders that are looked at, of many nodes twice as many: a second of 16 nodes, twenty of 2,048."""
 _BOXES = 4
 """Boxes that are searched, the default among them."""
 _LARGE = 512
@@ -197,7 +198,7 @@ class _Case:
         return int(self.block_of.max()) + 1
 
     def problem(self) -> Problem:
-        return Problem(self.flows, costs_of(self.kinds, self.links), self.num_blocks)
+        return Problem(self.flows, costs_of(self.kinds, self.links))
 
     def search(self, effort: int, seed: int, start: Ints | None = None) -> tuple[Ints, float]:
         """From `start`, or from several: (node of each block, seconds)."""

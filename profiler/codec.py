@@ -112,7 +112,7 @@ def read_text(path: Path) -> str:
 def parse(text: str, name: str) -> tuple[Any, Lines]:
     """JSON (name ends in `.json`) or YAML text -> plain tree and the line of each path in it."""
     if name.endswith(".json"):
-        return _parse_json(text, name), {}
+        return parse_json(text, name), {}
     return parse_yaml(text, name)
 
 
@@ -129,9 +129,12 @@ def _no_constant(word: str) -> Any:
     raise UserError(f"`{word}` is not a number that JSON knows")
 
 
-def _parse_json(text: str, name: str) -> Any:
+def parse_json(text: str, name: str, *, constants: bool = False) -> Any:
+    """JSON text -> tree; `constants`: NaN and Infinity, which Python writes though JSON does not
+    know them, are numbers. `UserError` with the line."""
+    constant = float if constants else _no_constant
     try:
-        return json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        return json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=constant)
     except UserError as e:
         raise UserError(e.message, place=name) from None
     except json.JSONDecodeError as e:

@@ -5,13 +5,15 @@ phase's kinds:
 
     rings    The slowest hop is at least the least t at which the links with c <= t can hold the
              rings: a ring lies within one strongly connected component, so components of n nodes
-             hold floor(n / length) of them; and as many nodes as are needed have a link to
-             another each (a matching, Hopcroft & Karp 1973). Rings of two need both directions.
+             hold floor(n / length) of them; and as many nodes as blocks have a link to another
+             each (a matching, Hopcroft & Karp 1973). Rings of two need both directions.
     chains   The slowest is at least the mean, and all together at least the cheapest way to give
              every block but the last ones a next one (linear assignment, Jonker & Volgenant 1987).
     sums     (all-to-all) Of a node at least its cheapest peers, as many as any block has; some
              node in use has at least what the cheapest so many nodes have.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,38 +81,58 @@ def _shape(source: Ints, target: Ints, row: Ints) -> str:
 
 
 def _rings(cost: Floats, source: Ints, target: Ints, row: Ints) -> float:
+    """What the graph of blocks has must be left of the links: see `_Shape`."""
     del row
-    blocks, number = np.unique(np.concatenate([source, target]), return_inverse=True)
-    edges = _graph(number[: len(source)], number[len(source) :], len(blocks))
-    _, component = connected_components(edges, directed=False)
-    lengths = np.bincount(component)
-    shortest, num_rings, needed = int(lengths.min()), len(lengths), len(blocks)
-    both = np.maximum(cost, cost.T) if lengths.max() == 2 else cost
-    both = both.copy()
+    shape = _Shape.of(source, target)
+    both = np.maximum(cost, cost.T) if shape.mutual else cost.copy()
     np.fill_diagonal(both, np.inf)
     values = np.unique(both[np.isfinite(both)])
     low, high = 0, len(values) - 1
     while low < high:  # the least value that holds them
         middle = (low + high) // 2
-        if _holds(both <= values[middle], shortest, num_rings, needed):
+        if shape.fits(csr_matrix(both <= values[middle])):
             high = middle
         else:
             low = middle + 1
     return float(values[low]) if len(values) else 0.0
 
 
-def _holds(links: NDArray[np.bool_], length: int, num_rings: int, needed: int) -> bool:
-    graph = csr_matrix(links)
-    _, component = connected_components(graph, connection="strong")
-    held = int((np.bincount(component) // length).sum())
-    if held < num_rings:
-        return False
-    matched = maximum_bipartite_matching(graph, perm_type="column")
-    return bool(int(np.count_nonzero(matched >= 0)) >= needed)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shape:
+    """What a graph of blocks keeps when blocks become nodes, whichever these are: the size of its
+    parts, whether these are strongly connected, and how many have a next one of their own."""
+
+    mutual: bool
+    """Each flow has one the other way."""
+    strong: bool
+    num_parts: int
+    smallest: int
+    matched: int
+
+    @classmethod
+    def of(cls, source: Ints, target: Ints) -> "_Shape":
+        blocks, number = np.unique(np.concatenate([source, target]), return_inverse=True)
+        size, (a, b) = len(blocks), np.split(number, 2)
+        graph = csr_matrix((np.ones(len(a), dtype=np.bool_), (a, b)), shape=(size, size))
+        num_parts, part = connected_components(graph, directed=False)
+        num_strong, _ = connected_components(graph, connection="strong")
+        return cls(
+            mutual=(graph != graph.T).nnz == 0,
+            strong=num_strong == num_parts,
+            num_parts=num_parts,
+            smallest=int(np.bincount(part).min()),
+            matched=_matched(graph),
+        )
+
+    def fits(self, links: csr_matrix) -> bool:
+        """Whether these links may hold it; False is proof that they do not."""
+        _, part = connected_components(links, connection="strong" if self.strong else "weak")
+        held = int((np.bincount(part) // self.smallest).sum())
+        return held >= self.num_parts and _matched(links) >= self.matched
 
 
-def _graph(source: Ints, target: Ints, size: int) -> csr_matrix:
-    return csr_matrix((np.ones(len(source)), (source, target)), shape=(size, size))
+def _matched(graph: csr_matrix) -> int:
+    return int(np.count_nonzero(maximum_bipartite_matching(graph, perm_type="column") >= 0))
 
 
 def _chains(cost: Floats, source: Ints, target: Ints, row: Ints) -> float:

@@ -40,8 +40,8 @@ class Flows:
 class Problem:
     """Flows, and what each kind takes from node to node, [kinds, n, n] in seconds."""
 
-    def __init__(self, flows: Flows, cost: Floats, num_blocks: int) -> None:
-        self.flows, self.cost, self.num_blocks = flows, cost, num_blocks
+    def __init__(self, flows: Flows, cost: Floats) -> None:
+        self.flows, self.cost = flows, cost
         self.num_nodes = cost.shape[1]
         self._flat = cost.reshape(-1)
         self._kind = flows.kind * self.num_nodes**2

@@ -3,11 +3,10 @@
 `NaN` and `Infinity`, which Python writes though JSON does not know them, are read as numbers.
 """
 
-import json
 import math
 from typing import Any
 
-from profiler.codec import place_of
+from profiler.codec import parse_json, place_of
 from profiler.errors import UserError
 from profiler.link_files.table import Cell, Matrix, check_hosts
 from profiler.yaml_nodes import json_lines
@@ -18,27 +17,7 @@ _SEEK_LINES = 200_000
 
 def load(text: str, place: str) -> Any:
     """Text -> tree; `UserError` with the line."""
-    try:
-        return json.loads(text.removeprefix("\ufeff"), object_pairs_hook=_once)
-    except UserError as e:
-        raise UserError(e.message, place=place) from None
-    except json.JSONDecodeError as e:
-        hint = "the file is cut off" if e.pos >= len(text.rstrip()) else None
-        at = f"{place}:{e.lineno}"
-        raise UserError(f"not JSON: {e.msg.lower()}", place=at, hint=hint) from None
-    except RecursionError:
-        raise UserError("nested too deeply", place=place) from None
-    except ValueError:
-        raise UserError("a number is too long to read", place=place) from None
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    tree = dict(pairs)
-    if len(tree) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise UserError(f"key `{twice}` is given twice")
-    return tree
+    return parse_json(text.removeprefix("\ufeff"), place, constants=True)
 
 
 class JsonFile:

@@ -91,7 +91,7 @@ def anneal(case: Case, seconds: float, seed: int = 0) -> tuple[float, int]:
     """(seconds of a step's communication, orders looked at)."""
     num = len(case.links.hosts)
     flows, kinds = flows_of(case.mesh, case.traffic, np.arange(case.mesh.num_ranks) // PER_NODE)
-    problem = Problem(flows, costs_of(kinds, case.links), num)
+    problem = Problem(flows, costs_of(kinds, case.links))
     random = np.random.default_rng(seed)
     place: Ints = np.arange(num)
     now = best = float(problem.seconds(place[None])[0][0])
@@ -183,7 +183,7 @@ def main() -> None:
         "Seconds that a step communicates, nothing hidden behind computation, as the mapping's",
         "own model says (planner/mapping_flows.py): how good the search is, not how right the",
         "model. One core. Written by `python -P -m tests.accuracy.map_bench --write"
-        f"{' --links FILE' if args.links else ''}`.", "",
+        f" --anneal-s {args.anneal_s:g}{' --links FILE' if args.links else ''}`.", "",
         "## Against annealing", "",
         "The same objective, nodes with consecutive ranks. GPT-3 175B, 8 devices per host.", "",
         *against_annealing(cases, args.anneal_s), "",

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.mapping import Mapped, map_ranks
-from planner.mapping_flows import costs_of, flows_of
+from planner.mapping_flows import Ends, costs_of, ends_of, flows_of
 from planner.mesh import Mesh
 from planner.traffic import Traffic
 from profiler.errors import UserError
@@ -128,7 +128,7 @@ def test_the_best_order_of_few_nodes_is_found_and_no_bound_exceeds_it(seed: int)
     links = random_links(6 + seed % 2, seed)
     mapped = map_ranks(mesh, traffic, links, 2, effort=20_000, boxes=False)
     flows, kinds = flows_of(mesh, traffic, np.arange(mesh.num_ranks) // 2)
-    problem = Problem(flows, costs_of(kinds, links), 6)
+    problem = Problem(flows, costs_of(kinds, links))
     orders = np.array(list(permutations(range(len(links.hosts)))))
     least = float(problem.seconds(orders)[0].min())
     assert mapped.best.seconds == pytest.approx(least)
@@ -147,12 +147,31 @@ def test_bounds_hold_phase_by_phase(seed: int, num: int, closed: bool) -> None:
     traffic = tuple(t for t in phases if mesh.groups(t.axis).shape[1] > 1)
     links = random_links(num, seed)
     flows, kinds = flows_of(mesh, traffic, np.arange(4))
-    problem = Problem(flows, costs_of(kinds, links), 4)
+    problem = Problem(flows, costs_of(kinds, links))
     places = np.array([random.permutation(num) for _ in range(200)])
     seen = problem.phases(places).min(axis=0)
     assert (lower_bounds(problem) <= seen * (1 + 1e-9)).all()
-    from planner.mapping_flows import Ends, ends_of
+    quick = node_bounds(flows, *ends_of(kinds, links, Ends.of(links)))
+    assert (quick <= seen * (1 + 1e-9)).all()
 
+
+@settings(max_examples=150, deadline=None)
+@given(seed=st.integers(0, 10**6), per_node=st.integers(2, 5), closed=st.booleans())
+def test_bounds_hold_where_nodes_hold_no_box(seed: int, per_node: int, closed: bool) -> None:
+    """Rings then share nodes in ways in which no cycle goes through each node once."""
+    random = np.random.default_rng(seed)
+    axes = [{"pp": 2, "dp": 3}, {"dp": 4, "tp": 2}, {"pp": 3, "dp": 2, "tp": 2}, {"dp": 2, "pp": 5}]
+    mesh = Mesh(axes=axes[seed % 4])
+    phases = (CLOSED if closed else CHAIN, RING, INNER)
+    traffic = tuple(t for t in phases if t.axis in mesh.axes)
+    block_of = np.arange(mesh.num_ranks) // per_node
+    num = int(block_of.max()) + 1 + seed % 2
+    links = random_links(num, seed, spread=0.95)
+    flows, kinds = flows_of(mesh, traffic, block_of)
+    problem = Problem(flows, costs_of(kinds, links))
+    places = np.array([random.permutation(num) for _ in range(150)])
+    seen = problem.phases(places).min(axis=0)
+    assert (lower_bounds(problem) <= seen * (1 + 1e-9)).all()
     quick = node_bounds(flows, *ends_of(kinds, links, Ends.of(links)))
     assert (quick <= seen * (1 + 1e-9)).all()
 
@@ -165,7 +184,7 @@ def test_swaps_are_what_all_flows_say(seed: int, closed: bool) -> None:
     traffic = (CLOSED if closed else CHAIN, RING, EXPERTS, INNER)
     links = random_links(18, seed)
     flows, kinds = flows_of(mesh, traffic, np.arange(32) // 2)
-    problem = Problem(flows, costs_of(kinds, links), 16)
+    problem = Problem(flows, costs_of(kinds, links))
     place = random.permutation(18)
     pairs = random.integers(0, 18, (40, 2))
     pairs = pairs[pairs[:, 0] != pairs[:, 1]]
@@ -245,7 +264,7 @@ def test_equal_seeds_give_equal_maps() -> None:
 def test_a_long_search_is_never_worse_than_a_start() -> None:
     links = random_links(30, 8)
     flows, kinds = flows_of(Mesh(axes={"dp": 30}), (RING,), np.arange(30))
-    problem = Problem(flows, costs_of(kinds, links), 30)
+    problem = Problem(flows, costs_of(kinds, links))
     starts = [np.arange(30), *chain_orders(1 / links.bytes_per_s, 3)]
     seconds = problem.seconds(np.array(starts))[0]
     place, found = map_blocks(problem, starts, 20_000)
