@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from profiler.errors import UserError
 from profiler.link_files import links_from_text, read_links
 from profiler.links import LATENCY_S, Links
-from tests.fuzz import fuzz
+from tests.fuzz import changed, fuzz
 
 MPIGRAPH = (Path(__file__).parent / "links" / "mpigraph.txt").read_text()
 CSV = """\
@@ -194,12 +194,9 @@ WORDS = st.sampled_from(
 def test_any_change_of_a_file_gives_links_or_a_user_error(
     base: str, changes: list[tuple[int, int, str]]
 ) -> None:
-    for at, length, word in changes:
-        start = at % len(base) if base else 0
-        base = base[:start] + word + base[start + length :]
     error: UserError | None = None
     try:
-        links = links_from_text(base, "f")
+        links = links_from_text(changed(base, changes), "f")
     except UserError as e:
         error = e
     if error is not None:

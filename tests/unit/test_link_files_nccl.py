@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from profiler.errors import UserError
 from profiler.link_files import fit_line, nccl_tests_from_text, read_nccl_tests
-from tests.fuzz import fuzz
+from tests.fuzz import changed, fuzz
 
 PATH = Path(__file__).parent / "links" / "nccl-tests.txt"
 TEXT = PATH.read_text()
@@ -129,13 +129,9 @@ WORDS = st.sampled_from(
 def test_any_change_of_an_output_gives_runs_or_a_user_error(
     changes: list[tuple[int, int, str]],
 ) -> None:
-    text = TEXT
-    for at, length, word in changes:
-        start = at % len(text)
-        text = text[:start] + word + text[start + length :]
     error: UserError | None = None
     try:
-        tests = nccl_tests_from_text(text, "f")
+        tests = nccl_tests_from_text(changed(TEXT, changes), "f")
     except UserError as e:
         error = e
     if error is not None:
