@@ -120,6 +120,17 @@ class Links:
             return curve.at(num_bytes), curve.source
         return self._ring(op, num_bytes, group), "analytic"
 
+    def byte_s(self, op: TransferOp, group: Group) -> float:
+        """Seconds per byte of a measured collective, its smallest size's time apart; 0 where it was
+        not measured."""
+        curve = self._curves.get((op, group.size, "node")) if group.scope == "node" else None
+        return 1 / curve.bytes_per_s if curve else 0.0
+
+    def inside(self) -> tuple[float, float]:
+        """(bytes/s, latency in s) of messages inside a node."""
+        curve = self._p2p_curve("node")
+        return curve.bytes_per_s, curve.latency_s
+
     def _p2p_curve(self, scope: Scope) -> Curve:
         curve = self._curves.get(("p2p", 2, scope))
         if curve is None:

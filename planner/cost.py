@@ -19,14 +19,24 @@ def cost_model(model: ModelSpec, job: JobSpec, profile: Profile) -> Costs:
     return MeasuredCosts(model, job, profile)
 
 
+def in_order_s(costs: Costs, config: ParallelConfig) -> float:
+    """Step of the layout with its ranks in the order of the hosts; 0 where these are alike."""
+    if not isinstance(costs, MeasuredCosts) or costs.hosts is None:
+        return 0.0
+    ready = costs.in_order(config)
+    return 0.0 if ready is None else simulate(ready.program, ready.sharing).step_s
+
+
 def prepare_placed(
     model: ModelSpec, job: JobSpec, profile: Profile, config: ParallelConfig, placement: Placement
 ) -> Prepared:
     """A layout of a plan again, ready to simulate, on any cluster."""
     kinds = groups_of_ranks(profile.cluster, config, placement)
     used = sorted({g for own in kinds for g in own})
-    if len(profile.cluster.groups) == 1:
-        prepared = cost_model(model, job, profile).prepare(config, placement.stages)
+    if not profile.is_analytic:
+        prepared = MeasuredCosts(model, job, profile).placed(config, placement)
+    elif len(profile.cluster.groups) == 1:
+        prepared = AnalyticCosts(model, job, profile).prepare(config, placement.stages)
     elif len(used) == 1:
         alone = AnalyticCosts(model, job, profile.of_group(used[0]))
         prepared = alone.prepare(config, placement.stages)

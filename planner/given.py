@@ -20,7 +20,7 @@ from planner.config import (
     ScheduleName,
     ZeroStage,
 )
-from planner.cost import cost_model
+from planner.cost import cost_model, prepare_placed
 from planner.estimate import estimate
 from planner.layout import check_layout
 from planner.plan import Candidate, Plan, SearchCounts, SearchOptions, plan_id
@@ -92,9 +92,7 @@ def _candidate(costs: Costs, config: ParallelConfig, placement: Placement) -> Ca
     """The layout with its cost, where the cost model and the profile reach it."""
     if not costs.covers(config, placement):
         return Candidate(config=config, placement=placement, estimate=None)
-    prepared = costs.prepare(config, placement.stages)
-    if prepared is None:
-        raise ValueError("given stages need no split")
+    prepared = prepare_placed(costs.model, costs.job, costs.profile, config, placement)
     if prepared.peak_bytes > costs.capacity_bytes:
         raise UserError(
             f"layout `{config.label}` needs {prepared.peak_bytes / 2**30:.1f} GiB on its fullest "

@@ -6,7 +6,6 @@ a layer's backward runs its forward first. What no entry reaches (context and ex
 sharded replicas, selective recomputation) is not priced.
 """
 
-from collections import defaultdict
 from collections.abc import Callable
 from itertools import product
 from typing import Any
@@ -26,11 +25,13 @@ from planner.bounds import lower_bound
 from planner.collectives import Links, group_of
 from planner.config import ParallelConfig, Placement
 from planner.layouts import Layouts
+from planner.placed import Hosts, Network, Nodes
 from planner.plan import StageMemory
 from planner.prepared import Prepared, Screened
 from planner.rules import ConfigRule
 from planner.schedules import Flights, in_flight
-from planner.simulate import Program, Sharing, slow
+from planner.sharing_curves import sharing_curves, sharing_of
+from planner.simulate import Program, simulate
 from planner.space import SENTENCES
 from profiler.codec import replace
 from profiler.job import GRAD_BYTES, OPTIMIZER_BYTES, WEIGHT_BYTES, JobSpec
@@ -64,9 +65,14 @@ class MeasuredCosts:
         self.model, self.job, self.profile = model, job, profile
         self.node = profile.cluster.uniform
         self.table, self.links = BlockTable(profile), Links(profile)
+        self.hosts: Hosts | None = None
+        if profile.links is not None:
+            per_node = self.node.devices_per_node
+            self.hosts = Hosts(model, job, profile.links, per_node, self.links)
         self.capacity_bytes = self.node.device.memory_bytes * (1 - job.memory_reserve)
-        self._slowdowns = _sharing_curves(profile)
+        self._slowdowns = sharing_curves(profile)
         self._splits: dict[tuple[object, ...], Stages | None] = {}
+        self._mapped: dict[tuple[ParallelConfig, Stages | None], Prepared | None] = {}
 
     @property
     def coverage(self) -> Coverage:
@@ -111,11 +117,13 @@ class MeasuredCosts:
             schedule=config.schedule,
             etp=config.tp if self.model.num_moe_layers else 1,
         )
+        known = placement if self.hosts else Placement(stages=placement.stages)
         return (
             config == plain
             and config.recompute in RECOMPUTES
             and config.schedule in SCHEDULES
-            and placement == Placement(stages=placement.stages)
+            and placement
+            == Placement(stages=known.stages, ranks=known.ranks, devices=known.devices)
             and all(end > first for first, end in placement.stages)
             and not self._unknown(config.tp, config.micro_batch)
         )
@@ -154,31 +162,76 @@ class MeasuredCosts:
         return chain
 
     def prepare(self, config: ParallelConfig, stages: Stages | None = None) -> Prepared | None:
-        """Stages (the best split, unless given), durations, memory, bound; None where no split fits
-        memory.
+        """Stages (the best split, unless given), ranks, durations, memory, bound; None where no
+        split fits memory.
         """
+        if self.hosts is None:
+            return self._prepare(config, stages, None)
+        if (config, stages) not in self._mapped:
+            self._mapped[config, stages] = self._map(self.hosts, config, stages)
+        return self._mapped[config, stages]
+
+    def _map(self, hosts: Hosts, config: ParallelConfig, stages: Stages | None) -> Prepared | None:
+        """With the ranks where the step is least, of the likely assignments."""
+        best, least = None, float("inf")
+        work_s = sum(self._times(config, self.chain(config)))
+        for nodes in hosts.likely(config, work_s):
+            ready = self._prepare(config, stages, nodes)
+            if ready is not None and (best is None or ready.bound_s < least):
+                seconds = simulate(ready.program, ready.sharing).step_s
+                if seconds < least * (1 - 1e-9):
+                    best, least = ready, seconds
+        return best
+
+    def placed(self, config: ParallelConfig, placement: Placement) -> Prepared | None:
+        """As `prepare`, with stages, ranks and devices as given."""
+        if self.hosts is None:
+            return self._prepare(config, placement.stages, None)
+        nodes = self.hosts.nodes_of(config, placement)
+        return self._prepare(config, placement.stages, nodes)
+
+    def in_order(self, config: ParallelConfig) -> Prepared | None:
+        """As `prepare`, with the ranks in the order of the hosts."""
+        nodes = self.hosts.default(config) if self.hosts else None
+        return self._prepare(config, None, nodes)
+
+    def _talk_back(self, config: ParallelConfig, run: list[tuple[int, BlockCost]]) -> float:
+        """Seconds of a micro-batch's backward in collectives, with those of what is run again."""
+        again = config.recompute == "full"
+        extra = [c.forward_collective_s * (again and _is_layer(self.model, k)) for k, c in run]
+        return sum(c.backward_collective_s for _, c in run) + sum(extra)
+
+    def _times(self, config: ParallelConfig, chain: list[BlockCost]) -> list[float]:
+        """Seconds of each block in a step, on the profiled host."""
+        m = config.num_microbatches(self.job)
+        return [
+            m * (c.forward_s + self._backward(config, k, c)) + c.optimizer_s
+            for k, c in enumerate(chain)
+        ]
+
+    def _prepare(
+        self,
+        config: ParallelConfig,
+        stages: Stages | None,
+        nodes: Nodes | None,
+    ) -> Prepared | None:
         chain = self.chain(config)
+        scale = self.hosts.of_stage(config, nodes) if self.hosts and nodes else ()
         if stages is None:
-            stages = self._split(config, chain)
+            stages = self._split(config, chain, scale)
         if stages is None:
             return None
-        program, measured_share = self._program(config, chain, stages)
-        sharing = self._sharing(config)
+        program, measured_share = self._program(config, chain, stages, nodes)
+        sharing = sharing_of(self._slowdowns, config, self.node, nodes)
         runs = [[(k, chain[k]) for k in range(first, end)] for first, end in stages]
-        full = config.recompute == "full"
-        again = [
-            [c.forward_collective_s * (full and self._is_layer(k)) for k, c in run] for run in runs
-        ]
+        ranks, devices = self.hosts.named(nodes) if self.hosts and nodes else ((), ())
         return Prepared(
             config=config,
-            placement=Placement(stages=stages),
+            placement=Placement(stages=stages, ranks=ranks, devices=devices),
             program=program,
             sharing=sharing,
             forward_collective_s=tuple(sum(c.forward_collective_s for _, c in run) for run in runs),
-            backward_collective_s=tuple(
-                sum(c.backward_collective_s for _, c in run) + sum(extra)
-                for run, extra in zip(runs, again, strict=True)
-            ),
+            backward_collective_s=tuple(self._talk_back(config, run) for run in runs),
             memory=self._memory(config, chain, stages),
             bound_s=lower_bound(program, sharing),
             measured_share=measured_share,
@@ -196,23 +249,18 @@ class MeasuredCosts:
             raise ValueError(f"{config.pp} stages for {len(chain)} blocks")
         return max(m.total_bytes for m in self._memory(config, chain, stages))
 
-    def _is_layer(self, block: int) -> bool:
-        return 0 < block <= self.model.num_layers
-
-    def _split(self, config: ParallelConfig, chain: list[BlockCost]) -> Stages | None:
+    def _split(
+        self, config: ParallelConfig, chain: list[BlockCost], scale: tuple[float, ...]
+    ) -> Stages | None:
         flights = self._in_flight(config)
         # The schedule matters to the split only through its micro-batches in flight.
-        key = (replace(config, schedule="1f1b"), flights)
+        key = (replace(config, schedule="1f1b"), flights, scale)
         if key not in self._splits:
-            m = config.num_microbatches(self.job)
-            times = [
-                m * (c.forward_s + self._backward(config, k, c)) + c.optimizer_s
-                for k, c in enumerate(chain)
-            ]
+            times = self._times(config, chain)
             blocks = self._blocks(config, chain)
             room = [self.capacity_bytes - self._buffers(config, s) for s in range(config.pp)]
             caps = memory_caps(self.job, blocks, flights, room)
-            self._splits[key] = partition(np.array(times), config.pp, caps).value
+            self._splits[key] = partition(np.array(times), config.pp, caps, scale).value
         return self._splits[key]
 
     def _in_flight(self, config: ParallelConfig) -> Flights:
@@ -223,11 +271,11 @@ class MeasuredCosts:
         return local_params(self.model, self.model.blocks[block], config.tp, own_head=own_head)
 
     def _backward(self, config: ParallelConfig, block: int, cost: BlockCost) -> float:
-        again = config.recompute == "full" and self._is_layer(block)
+        again = config.recompute == "full" and _is_layer(self.model, block)
         return cost.backward_s + (cost.forward_s if again else 0.0)
 
     def _kept(self, config: ParallelConfig, block: int, cost: BlockCost) -> float:
-        if config.recompute == "full" and self._is_layer(block):
+        if config.recompute == "full" and _is_layer(self.model, block):
             return boundary_bytes(self.model, self.job, config.tp, config.micro_batch)
         return cost.saved_bytes
 
@@ -259,34 +307,42 @@ class MeasuredCosts:
         )
 
     def _program(
-        self, config: ParallelConfig, chain: list[BlockCost], stages: Stages
+        self,
+        config: ParallelConfig,
+        chain: list[BlockCost],
+        stages: Stages,
+        nodes: Nodes | None,
     ) -> tuple[Program, float]:
         """Durations, and the share of the busy time that was measured."""
         m = config.num_microbatches(self.job)
-        sends = [self._send(config, s) for s in range(config.pp)]
-        syncs = [self._sync(config, first, end) for first, end in stages]
+        net = self._network(config, stages, nodes)
         runs = [[(k, chain[k]) for k in range(first, end)] for first, end in stages]
-        forward_extra = self._executor(config.pp)
+        ahead = self._executor(config.pp)
+        forward = [sum(c.forward_s for _, c in run) for run in runs]
+        backward = [sum(self._backward(config, k, c) for k, c in run) for run in runs]
+        talk = [sum(c.forward_collective_s for _, c in run) for run in runs]
+        back = [self._talk_back(config, run) for run in runs]
+        forward, backward = net.slowed(forward, talk), net.slowed(backward, back)
         copied = float(config.dp_replicate > 1)
+
+        def of_rank(value: Callable[[BlockCost], float]) -> tuple[float, ...]:
+            pairs = zip(net.slowdown, runs, strict=True)
+            return tuple(slow * sum(value(c) for _, c in run) for slow, run in pairs)
+
         program = Program(
             schedule=config.schedule,
             num_microbatches=m,
-            forward_s=tuple(
-                ahead + sum(c.forward_s for _, c in run)
-                for ahead, run in zip(forward_extra, runs, strict=True)
-            ),
-            input_s=tuple(
-                back + sum(self._backward(config, k, c) for k, c in run)
-                for back, run in zip(reversed(forward_extra), runs, strict=True)
-            ),
+            forward_s=tuple(a + f for a, f in zip(ahead, forward, strict=True)),
+            input_s=tuple(a + b for a, b in zip(reversed(ahead), backward, strict=True)),
             weight_s=(0.0,) * config.pp,
-            send_forward_s=tuple(seconds for seconds, _ in sends),
-            send_backward_s=(0.0, *(seconds for seconds, _ in sends[:-1])),
-            bucket_s=tuple(copied * sum(c.bucket_s for _, c in run) for run in runs),
-            sync_s=tuple(seconds for seconds, _ in syncs),
-            optimizer_s=tuple(sum(c.optimizer_s for _, c in run) for run in runs),
+            send_forward_s=net.send_forward_s,
+            send_backward_s=net.send_backward_s,
+            bucket_s=of_rank(lambda c: copied * c.bucket_s),
+            sync_s=tuple(seconds for seconds, _ in net.sync),
+            optimizer_s=of_rank(lambda c: c.optimizer_s),
         )
-        pieces = [*syncs, *((2 * m * seconds, source) for seconds, source in sends)]
+        sends = zip(net.send_forward_s, net.send_source, strict=True)
+        pieces = [*net.sync, *((2 * m * seconds, source) for seconds, source in sends)]
         for k, c in enumerate(chain):
             busy = m * (c.forward_s + self._backward(config, k, c))
             busy += c.optimizer_s + copied * c.bucket_s
@@ -294,6 +350,27 @@ class MeasuredCosts:
         measured = sum(seconds for seconds, source in pieces if source == "measured")
         total = sum(seconds for seconds, _ in pieces)
         return program, measured / total if total else 0.0
+
+    def _network(self, config: ParallelConfig, stages: Stages, nodes: Nodes | None) -> Network:
+        """What the layout's ranks wait for each other's data, where they sit."""
+        boundary = boundary_bytes(self.model, self.job, config.tp, config.micro_batch)
+        grads = tuple(
+            sum(self._params(config, k) for k in range(first, end))
+            * float(GRAD_BYTES[self.job.precision])
+            for first, end in stages
+        )
+        if self.hosts is not None and nodes is not None:
+            return self.hosts.network(config, nodes, boundary, grads)
+        sends = [self._send(config, s, boundary) for s in range(config.pp)]
+        replicas = group_of(config.dp_replicate, config.tp, self.node.devices_per_node)
+        return Network(
+            slowdown=(1.0,) * config.pp,
+            tensor=(1.0,) * config.pp,
+            send_forward_s=tuple(seconds for seconds, _ in sends),
+            send_backward_s=(0.0, *(seconds for seconds, _ in sends[:-1])),
+            send_source=tuple(source for _, source in sends),
+            sync=tuple(self.links.collective("all_reduce", held, replicas) for held in grads),
+        )
 
     def _executor(self, pp: int) -> list[float]:
         """The executor's own time in a forward of each stage; a backward's is that of the stages in
@@ -304,7 +381,7 @@ class MeasuredCosts:
         send, receive = entry.send.median_s, entry.receive.median_s
         return [receive * (s > 0) + send * (s < pp - 1) for s in range(pp)]
 
-    def _send(self, config: ParallelConfig, stage: int) -> tuple[float, Source]:
+    def _send(self, config: ParallelConfig, stage: int, num_bytes: float) -> tuple[float, Source]:
         """Seconds of a message to the next stage, by the slowest of its ranks' links."""
         if stage == config.pp - 1:
             return 0.0, "analytic"
@@ -313,49 +390,8 @@ class MeasuredCosts:
         same_node = stride < per_node and all(
             rank // per_node == (rank + stride) // per_node for rank in ranks
         )
-        num_bytes = boundary_bytes(self.model, self.job, config.tp, config.micro_batch)
         return self.links.p2p(num_bytes, same_node=same_node)
 
-    def _sync(self, config: ParallelConfig, first: int, end: int) -> tuple[float, Source]:
-        """Seconds of the gradient reduction of blocks [first, end) over the replicas."""
-        replicas = group_of(config.dp_replicate, config.tp, self.node.devices_per_node)
-        params = sum(self._params(config, k) for k in range(first, end))
-        grads = params * GRAD_BYTES[self.job.precision]
-        return self.links.collective("all_reduce", grads, replicas)
 
-    def _sharing(self, config: ParallelConfig) -> Sharing | None:
-        if 1 not in self._slowdowns:
-            return None
-        width, per_node = config.dp_replicate * config.tp, self.node.devices_per_node
-        hosts = self.node.num_nodes
-        on = [[0] * hosts for _ in range(config.pp)]
-        for rank in range(config.num_devices):
-            on[rank // width][rank // per_node] += 1
-        blocks = self._slowdowns.get(config.tp) or _relative(self._slowdowns[1], config.tp)
-        return Sharing(
-            slowdown=blocks,
-            sync_slowdown=_relative(self._slowdowns[1], config.dp_replicate),
-            ranks_on_host=tuple(tuple(row) for row in on),
-        )
-
-
-def _sharing_curves(profile: Profile) -> dict[int, tuple[float, ...]]:
-    """Tensor-parallel degree -> slow-down for 1, 2, ... active ranks, never decreasing: measured
-    points joined by straight lines. Degrees with a single point say nothing and are left out."""
-    points: dict[int, dict[int, float]] = defaultdict(dict)
-    for entry in profile.sharing:
-        points[entry.tp][entry.active] = entry.slowdown
-    curves = {}
-    for tp, measured in points.items():
-        known = sorted({tp: 1.0, **measured}.items())
-        if len(known) > 1 or tp == 1:
-            active = np.arange(1, known[-1][0] + 1)
-            values = np.interp(active, [k for k, _ in known], [v for _, v in known])
-            curves[tp] = tuple(float(v) for v in np.maximum.accumulate(values))
-    return curves
-
-
-def _relative(curve: tuple[float, ...], ranks: int) -> tuple[float, ...]:
-    """A curve relative to `ranks` active instead of one."""
-    base = slow(curve, ranks)
-    return tuple(max(1.0, value / base) for value in curve)
+def _is_layer(model: ModelSpec, block: int) -> bool:
+    return 0 < block <= model.num_layers

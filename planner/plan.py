@@ -21,7 +21,7 @@ from profiler.job import JobSpec
 from profiler.model import ModelSpec, NotNegative, Positive
 from profiler.profile import Profile, Seconds
 
-FORMAT_VERSION = "1.1"
+FORMAT_VERSION = "1.2"
 TERMS = (
     "matrix", "attention", "stream", "host", "recompute", "tensor", "context", "expert",
     "messages", "bubble", "reduction", "update", "base",
@@ -165,6 +165,9 @@ class Plan:
     first. Values whose layouts do not fit, or are far slower, are left out."""
     bound_s: Seconds = 0.0
     """No layout of the searched space is faster; 0 where nothing was searched."""
+    default_order_s: Seconds = 0.0
+    """Step of the chosen layout with its ranks in the order of the hosts; 0 where nothing is known
+    of single links."""
 
 
 def plan_id(plan: Plan) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 
 from planner.axes import check_options, pinned_stages
 from planner.config import ParallelConfig
-from planner.cost import cost_model
+from planner.cost import cost_model, in_order_s
 from planner.estimate import estimate
 from planner.impossible import impossible_pins
 from planner.layouts import NAMES
@@ -71,6 +71,7 @@ def make_plan(model: ModelSpec, job: JobSpec, profile: Profile, options: SearchO
         frontier=_frontier(costs, own, chosen, options),
         by_axis=_by_axis(costs, founds, own, chosen, options),
         bound_s=min(least / own.weight, chosen.cost.step_s),
+        default_order_s=in_order_s(costs, chosen.config),
     )
     return replace(plan, id=plan_id(plan))
 

@@ -31,6 +31,9 @@ class Sharing:
     to its group alone."""
     ranks_on_host: tuple[tuple[int, ...], ...]
     """[pipeline rank][host]: ranks on that host."""
+    in_turn: bool = False
+    """A stage's messages in one direction follow each other on its link, as on slow ones; else each
+    arrives its time after it was sent."""
 
 
 def slow(curve: tuple[float, ...], active: int) -> float:
@@ -83,7 +86,7 @@ class _Run:
     def __init__(self, program: Program, sharing: Sharing) -> None:
         self.program, self.sharing, self.now = program, sharing, 0.0
         self.table = program.structure.actions
-        self.arrival = _Arrivals(program)
+        self.arrival = _Arrivals(program, in_turn=sharing.in_turn)
         self.pieces = _pieces(program, self.table)
         self.position = [0] * len(self.pieces)
         self.left: dict[int, float] = {}  # actor -> work left, in seconds of its group alone
@@ -199,9 +202,11 @@ def _pieces(program: Program, table: Table) -> list[list[Piece]]:
 class _Arrivals:
     """When what each action needs arrives; None while it is not known."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, *, in_turn: bool) -> None:
+        self._in_turn = in_turn
         self._program, self._last = program, program.num_stages - 1
         self._at: dict[tuple[str, int, int], float] = {}  # B stands for I as well
+        self._free: dict[tuple[str, int], float] = {}
         self._work = {
             "F": program.forward_s,
             "B": program.backward_s,
@@ -224,10 +229,18 @@ class _Arrivals:
         """Note the end of an action: its result is on the way to where it is needed."""
         stage, op, k = action
         if op == "F" and stage < self._last:
-            self._at["F", stage + 1, k] = now + self._program.send_forward_s[stage]
+            self._at["F", stage + 1, k] = self._sent("F", stage, now)
         elif op == "F":
             self._at["B", stage, k] = now
         elif op != "W" and stage > 0:
-            self._at["B", stage - 1, k] = now + self._program.send_backward_s[stage]
+            self._at["B", stage - 1, k] = self._sent("B", stage, now)
         if op == "I":
             self._at["W", stage, k] = now
+
+    def _sent(self, way: str, stage: int, now: float) -> float:
+        """When a message that is ready now has arrived."""
+        seconds = self._program.send_forward_s if way == "F" else self._program.send_backward_s
+        begin = max(now, self._free.get((way, stage), 0.0)) if self._in_turn else now
+        arrival = begin + seconds[stage]
+        self._free[way, stage] = arrival
+        return arrival

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from profiler.errors import UserError
+from profiler.profile import HostLinks
 
 Floats = NDArray[np.float64]
 LATENCY_S = 5e-6
@@ -32,6 +33,8 @@ class Links:
     out_rate: Floats | None = None
     in_rate: Floats | None = None
     """What all NICs of a node send and receive at once, [n], where it was measured."""
+    slowdown: Floats | None = None
+    """What each node takes for the same work, relative to the one whose blocks are known, [n]."""
 
     def __post_init__(self) -> None:
         n = len(self.hosts)
@@ -47,6 +50,15 @@ class Links:
             raise UserError(f"host `{twice}` is listed twice", place=self.source)
         self._check(self.bytes_per_s, "rate", zero=False)
         self._check(self.latency_s, "latency", zero=True)
+
+        for name in ("out_rate", "in_rate", "slowdown"):
+            values = getattr(self, name)
+            if values is not None and not (
+                values.shape == (n,) and np.isfinite(values).all() and (values > 0).all()
+            ):
+                raise UserError(
+                    f"`{name}` needs a number above 0 for each of {n} hosts", place=self.source
+                )
 
     def _check(self, table: Floats, what: str, *, zero: bool) -> None:
         wrong = ~np.isfinite(table) | (table < 0 if zero else table <= 0)
@@ -74,8 +86,38 @@ class Links:
         np.fill_diagonal(others, 0.0 if len(self.hosts) > 1 else 1.0)
         return np.asarray(others.max(axis=axis))
 
-    def with_inside(self, bytes_per_s: float) -> "Links":
-        """With this rate between two devices of a node, in place of the diagonal."""
-        rates = self.bytes_per_s.copy()
+    def stored(self) -> HostLinks:
+        """As a profile keeps them; the diagonal must be known."""
+        return HostLinks(
+            hosts=self.hosts,
+            bytes_per_s=_rows(self.bytes_per_s),
+            latency_s=_rows(self.latency_s),
+            out_bytes_per_s=tuple(self.out_bytes_per_s.tolist()),
+            in_bytes_per_s=tuple(self.in_bytes_per_s.tolist()),
+            slowdown=() if self.slowdown is None else tuple(self.slowdown.tolist()),
+        )
+
+    @classmethod
+    def of_stored(cls, kept: HostLinks) -> "Links":
+        """From a profile."""
+        return cls(
+            hosts=kept.hosts,
+            bytes_per_s=np.array(kept.bytes_per_s),
+            latency_s=np.array(kept.latency_s),
+            out_rate=np.array(kept.out_bytes_per_s),
+            in_rate=np.array(kept.in_bytes_per_s),
+            slowdown=np.array(kept.slowdown) if kept.slowdown else None,
+        )
+
+    def with_inside(self, bytes_per_s: float, latency_s: float | None = None) -> "Links":
+        """With this rate between two devices of a node, and this latency unless None, in place of
+        the diagonal."""
+        rates, latencies = self.bytes_per_s.copy(), self.latency_s.copy()
         np.fill_diagonal(rates, bytes_per_s)
-        return dataclasses.replace(self, bytes_per_s=rates)
+        if latency_s is not None:
+            np.fill_diagonal(latencies, latency_s)
+        return dataclasses.replace(self, bytes_per_s=rates, latency_s=latencies)
+
+
+def _rows(table: Floats) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(row) for row in table.tolist())

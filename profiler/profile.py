@@ -12,19 +12,21 @@ slow-down of a layer when several ranks of the host compute at once; an accelera
 import dataclasses
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le
 
 from profiler.cluster import ClusterSpec
 from profiler.codec import record
+from profiler.errors import UserError
 from profiler.job import JobSpec, Precision
 from profiler.model import BlockKind, ModelSpec, NotNegative, Positive
 
-FORMAT_VERSION = "1.1"
+FORMAT_VERSION = "1.2"
 Source = Literal["measured", "interpolated", "analytic"]
 TransferOp = Literal["p2p", "all_reduce", "all_gather", "reduce_scatter"]
 Scope = Literal["node", "cluster"]
 """node: all ranks in one node. cluster: each rank in a node of its own."""
 Seconds = Annotated[float, Ge(0)]
+Rate = Annotated[float, Gt(0)]
 
 
 @record
@@ -103,6 +105,30 @@ class ExecutorEntry:
 
 
 @record
+class HostLinks:
+    """Links between the hosts of the cluster, in its order, [from][to] (see `profiler.links`). The
+    diagonal is the link inside a host."""
+
+    hosts: tuple[str, ...]
+    bytes_per_s: tuple[tuple[Rate, ...], ...]
+    latency_s: tuple[tuple[Seconds, ...], ...]
+    out_bytes_per_s: tuple[Rate, ...]
+    """All that a host can send at once."""
+    in_bytes_per_s: tuple[Rate, ...]
+    slowdown: tuple[Rate, ...] = ()
+    """What each host takes for the same work, relative to the one whose blocks are in the profile;
+    empty: all are alike."""
+
+    def __post_init__(self) -> None:
+        n = len(self.hosts)
+        tables = (*self.bytes_per_s, *self.latency_s, self.out_bytes_per_s, self.in_bytes_per_s)
+        if len(tables) != 2 * n + 2 or any(len(row) != n for row in tables):
+            raise UserError(f"the links are not those of {n} hosts")
+        if len(self.slowdown) not in (0, n):
+            raise UserError(f"`slowdown` has {len(self.slowdown)} numbers for {n} hosts")
+
+
+@record
 class Environment:
     """Where and with what the figures were taken; empty strings in an analytic profile."""
 
@@ -166,6 +192,12 @@ class Profile:
     constants: dict[str, float] = dataclasses.field(default_factory=dict)
     group_constants: tuple[dict[str, float], ...] = ()
     """Per node group of a cluster of several; empty: `constants` for the only one."""
+    links: HostLinks | None = None
+    """Between each two hosts, where that was measured; else all are as the transfers say."""
+
+    def __post_init__(self) -> None:
+        if self.links and len(self.links.hosts) != sum(g.num_nodes for g in self.cluster.groups):
+            raise UserError("the profile has links of other hosts than those of its cluster")
 
     @property
     def is_analytic(self) -> bool:

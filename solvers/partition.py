@@ -4,7 +4,8 @@
     min over splits with every stage <= M*  of  sum_s (stage cost)^2    (second pass: even out the
     rest)
 
-subject, for each cap, to `fixed_j + held_j * in_flight_s` summed over stage s <= `room_s`. Prefix
+subject, for each cap, to `fixed_j + held_j * in_flight_s` summed over stage s <= `room_s`; cost_j
+counts `scale_s` times in stage s, for stages on machines of unlike speed. Prefix
 sums make a stage O(1), so both passes are O(stages * blocks^2) (the classical linear partition
 problem; memory per stage as in DAPPLE, Fan et al. 2021, section 4, where early stages hold more
 micro-batches).
@@ -36,9 +37,12 @@ class Cap:
     """[stages]: what the stage may use."""
 
 
-def partition(cost: Floats, num_stages: int, caps: Sequence[Cap] = ()) -> SolveResult[Stages]:
+def partition(
+    cost: Floats, num_stages: int, caps: Sequence[Cap] = (), scale: Sequence[float] = ()
+) -> SolveResult[Stages]:
     """Split `cost` [blocks] (any unit, >= 0) into `num_stages` non-empty runs; objective is the
-    largest sum. INFEASIBLE where no split obeys the caps or there are more stages than blocks.
+    largest sum. `scale` [stages]: empty means 1. INFEASIBLE where no split obeys the caps or there
+    are more stages than blocks.
     """
     n = len(cost)
     if num_stages > n:
@@ -46,6 +50,7 @@ def partition(cost: Floats, num_stages: int, caps: Sequence[Cap] = ()) -> SolveR
     allowed = _allowed(n, num_stages, caps)
     prefix = np.concatenate(([0.0], np.cumsum(cost)))
     sums = prefix[None, :] - prefix[:, None]  # [first, end)
+    sums = np.asarray(scale or [1.0] * num_stages)[:, None, None] * sums
     largest, _ = _dynamic_program(sums, allowed, np.maximum)
     if not np.isfinite(largest):
         return SolveResult(status="INFEASIBLE")
@@ -70,7 +75,7 @@ def _allowed(n: int, num_stages: int, caps: Sequence[Cap]) -> NDArray[np.bool_]:
 def _dynamic_program(
     sums: Floats, allowed: NDArray[np.bool_], join: np.ufunc
 ) -> tuple[float, Stages]:
-    """Best total of `join` over the stages' values `sums[first, end]`; inf where nothing is
+    """Best total of `join` over the stages' values `sums[stage, first, end]`; inf where nothing is
     allowed.
     """
     num_stages, size, _ = allowed.shape
@@ -78,7 +83,7 @@ def _dynamic_program(
     best[0] = 0.0
     came_from = np.zeros((num_stages, size), dtype=np.int64)
     for s in range(num_stages):
-        total = np.where(allowed[s], join(best[:, None], sums), np.inf)
+        total = np.where(allowed[s], join(best[:, None], sums[s]), np.inf)
         came_from[s] = np.argmin(total, axis=0)
         best = total[came_from[s], np.arange(size)]
     if not np.isfinite(best[-1]):

@@ -56,6 +56,13 @@ def run(
     layout: Annotated[
         Path | None, typer.Option("--layout", help="Take this layout instead of searching.")
     ] = None,
+    links: Annotated[
+        Path | None,
+        typer.Option(
+            help="Measured links between hosts like the profiled one: plans for all of them.",
+            show_default="none",
+        ),
+    ] = None,
     top: Annotated[int, typer.Option(min=0, max=1000, help="Alternatives to keep.")] = 5,
     out: Annotated[Path, typer.Option("-o", "--out", help="Where to save.")] = Path("plan.json"),
     as_json: Json = False,
@@ -72,6 +79,8 @@ def run(
     _check_out(out)
     spec = resolve_model(model)
     measured = read_profile(profile) if profile else None
+    if links is not None:
+        measured = _on_hosts(links, measured)
     given = resolve_cluster(cluster) if cluster else None
     target = _cluster(given, measured)
     job = _job(global_batch, seq_len, precision, target, measured)
@@ -138,6 +147,18 @@ def _cluster(given: "ClusterSpec | None", measured: "Profile | None") -> "Cluste
                 kind="stale",
             )
     return measured.cluster
+
+
+def _on_hosts(links: Path, measured: "Profile | None") -> "Profile":
+    from planner.placed import on_hosts
+    from profiler.link_files import read_links
+
+    if measured is None:
+        raise UserError(
+            "`--links` goes with a profile of measured blocks",
+            hint="pass `--profile`; `meshwright map --plan` maps the ranks of any plan",
+        )
+    return on_hosts(measured, read_links(links))
 
 
 def _job(

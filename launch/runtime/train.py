@@ -250,6 +250,11 @@ class _Run:
             print(f"step {step} loss {loss:.3f} {seconds:.3f} s", flush=True)
 
 
+def train(plan: Plan, recipe: Recipe, run_dir: Path, device: torch.device) -> None:
+    """All of this rank's steps; the default process group, of all ranks of the plan, is there."""
+    _Run(plan, recipe, run_dir, device).steps()
+
+
 def main(argv: list[str] | None = None) -> int:
     """Exit code: 0, or 1 with `error: ...` on stderr for what the user can mend."""
     args = _arguments(argv)
@@ -260,7 +265,7 @@ def main(argv: list[str] | None = None) -> int:
         device = _device(plan)
         _choose_interface(plan)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
-        _Run(plan, recipe, args.run_dir, device).steps()
+        train(plan, recipe, args.run_dir, device)
         dist.destroy_process_group()
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)

@@ -8,7 +8,8 @@ Our own form, which `links_document` writes:
 
 `latency_s` is one number between all nodes or a matrix, and may be left out; the diagonal is the
 link inside a node, null where it was not measured; `out_bytes_per_s` and `in_bytes_per_s`, what
-each node sends and receives at once with all its NICs, may be added.
+each node sends and receives at once with all its NICs, may be added, and `slowdown`, what each
+takes for the same computation relative to the one that was profiled.
 
 The bare form: `{"gpus": [names], "bandwidth": [[GB/s]]}`, GB of 1e9 bytes, one way from the row to
 the column; its diagonal is not read, and `hosts` may stand for `gpus`.
@@ -35,9 +36,11 @@ from profiler.link_files.table import (
 from profiler.links import LATENCY_S, Floats, Links
 
 FORMAT_VERSION = "1.0"
+SLOWEST = 100.0
+"""Times as long as the profiled host."""
 _KEYS = (
     "format_version", "kind", "hosts", "bytes_per_s", "latency_s", "out_bytes_per_s",
-    "in_bytes_per_s",
+    "in_bytes_per_s", "slowdown",
 )  # fmt: skip
 
 
@@ -50,9 +53,13 @@ def links_document(links: Links) -> dict[str, Any]:
         "bytes_per_s": _plain(links.bytes_per_s),
         "latency_s": _plain(links.latency_s),
     }
-    for key, rates in (("out_bytes_per_s", links.out_rate), ("in_bytes_per_s", links.in_rate)):
-        if rates is not None:
-            tree[key] = [float(rate) for rate in rates]
+    for key, values in (
+        ("out_bytes_per_s", links.out_rate),
+        ("in_bytes_per_s", links.in_rate),
+        ("slowdown", links.slowdown),
+    ):
+        if values is not None:
+            tree[key] = [float(value) for value in values]
     return tree
 
 
@@ -113,6 +120,7 @@ def _own(file: JsonFile) -> Links:
         source=file.place,
         out_rate=_ends(file, "out_bytes_per_s", hosts),
         in_rate=_ends(file, "in_bytes_per_s", hosts),
+        slowdown=_slowdown(file, hosts),
     )
 
 
@@ -127,14 +135,32 @@ def _latencies(file: JsonFile, hosts: tuple[str, ...]) -> Floats:
 
 def _ends(file: JsonFile, key: str, hosts: tuple[str, ...]) -> Floats | None:
     """What each node sends or receives at once, where the file says so."""
+    rates = _each(file, key, hosts)
+    for i, rate in enumerate([] if rates is None else rates):
+        if not LOWEST <= rate <= HIGHEST:
+            raise rate_error(float(rate), 1.0, f"of `{hosts[i]}` in `{key}`", file.at(key, i))
+    return rates
+
+
+def _slowdown(file: JsonFile, hosts: tuple[str, ...]) -> Floats | None:
+    """What each node takes for the same work, where the file says so."""
+    factors = _each(file, "slowdown", hosts)
+    for i, factor in enumerate([] if factors is None else factors):
+        if not 1 / SLOWEST <= factor <= SLOWEST:
+            raise UserError(
+                f"the slow-down of `{hosts[i]}` is {factor:g}",
+                hint=f"a number from {1 / SLOWEST:g} to {SLOWEST:g}; 1: as the profiled host",
+                place=file.at("slowdown", i),
+            )
+    return factors
+
+
+def _each(file: JsonFile, key: str, hosts: tuple[str, ...]) -> Floats | None:
+    """A number of each host, not a number where it is null; None where the file has no such key."""
     if file.tree.get(key) is None:
         return None
     cells = [file.number(value, key, i) for i, value in enumerate(file.list(key))]
     if len(cells) != len(hosts):
         message = f"`{key}` has {len(cells)} numbers, but there are {len(hosts)} hosts"
         raise UserError(message, place=file.at(key))
-    rates = np.array([math.nan if value is None else value for value in cells])
-    for i, host in enumerate(hosts):
-        if not LOWEST <= rates[i] <= HIGHEST:
-            raise rate_error(float(rates[i]), 1.0, f"of `{host}` in `{key}`", file.at(key, i))
-    return rates
+    return np.array([math.nan if value is None else value for value in cells])

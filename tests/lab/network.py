@@ -14,6 +14,8 @@ from tests.lab.topology import Host, Nic, Topology
 MTU = 9000
 """Bytes; jumbo frames, as in clusters, and so that a packet costs the one machine less."""
 _QUANTUM = 60_000
+_SEGMENT = 18_000
+"""Bytes that TCP hands to a NIC at once, at most."""
 """Bytes a class sends in its turn; at least one frame."""
 _FIRST_CLASS = 0x10
 
@@ -90,7 +92,7 @@ def address(topology: Topology, host: Host) -> list[str]:
         net = own.rsplit(".", 1)[0]
         lines += [
             f"addr add {own}/24 dev {nic.name}",
-            f"link set {nic.name} up",
+            f"link set {nic.name} gso_max_size {_SEGMENT} up",
             f"route replace {net}.0/24 dev {nic.name} src {own} congctl cubic",
         ]
     return lines
@@ -152,8 +154,9 @@ def _minor(topology: Topology, other: str) -> str:
 
 
 def _burst_bytes(mbit: float) -> int:
-    """0.5 ms of the rate, but no less than a segment that TCP hands down whole."""
-    return max(65_536, round(mbit * 1e6 / 8 * 0.5e-3))
+    """0.2 ms of the rate, but no less than a segment that TCP hands down whole: what is more lets
+    messages through that a wire of the rate would not."""
+    return max(_SEGMENT, round(mbit * 1e6 / 8 * 0.2e-3))
 
 
 def _queue_bytes(mbit: float) -> int:

@@ -1,0 +1,222 @@
+"""Every layout on clusters of unlike hosts: predicted against measured; writes docs/lab.md.
+
+For each topology the links between hosts and the hosts' speeds are measured in the lab; blocks are
+profiled once, on a host. Then every layout that the planner covers is run with its ranks in the
+order of the hosts, and as the planner maps them, in rounds: a layout's runs have all others between
+them. `python -P -m tests.lab.bench [FOLDER] [--rounds N] [--only TOPOLOGY]` keeps what it has in
+FOLDER and goes on there.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from launch.artifact import read_profile
+from launch.collect import collect
+from launch.recipe import FILE_NAME, Recipe
+from planner.config import ParallelConfig
+from planner.given import LayoutFile, plan_for
+from planner.measured import MeasuredCosts
+from planner.placed import on_hosts
+from planner.plan import Plan, SearchOptions
+from planner.search import make_plan
+from profiler.catalog import load_device, resolve_model
+from profiler.codec import canonical, encode
+from profiler.job import JobSpec
+from profiler.link_files import fit_line, links_document, read_links
+from profiler.links import Links
+from profiler.measure.assemble import assemble
+from profiler.measure.cases import ProfileInputs, case_list
+from profiler.measure.journal import open_journal
+from profiler.profile import Environment, Profile
+from tests.lab import bench_jobs, bench_page
+from tests.lab.lab import Lab
+from tests.lab.ranks import Ranks
+from tests.lab.topology import shipped
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = ROOT / "tests" / "lab" / "bench_model.json"
+TOPOLOGIES = (
+    "uniform", "two-islands", "one-bad-link", "one-bad-nic", "slow-host", "mixed-nics", "two-sites",
+)  # fmt: skip
+JOB = JobSpec(global_batch=16, seq_len=128, precision="fp32")
+OPTIONS = SearchOptions(pin={"schedule": ("1f1b",), "recompute": ("none",)}, forbid={}, top=1000)
+STEPS, PER_HOST = 3, 2
+PROFILE_S = 40.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A layout in one order, to be run on a topology."""
+
+    name: str
+    order: str
+    """`default` or `map`."""
+    plan: Plan
+    nic: str
+
+
+def profiled(folder: Path, ranks: Ranks) -> Profile:
+    """Blocks and transfers of one host, measured where they are not yet in the folder."""
+    path = folder / "profile.json"
+    if not path.exists():
+        inputs = ProfileInputs(
+            model=resolve_model(str(MODEL)),
+            seq_len=JOB.seq_len,
+            precision=JOB.precision,
+            micro_batches=(1, 2, 4),
+            tp_degrees=(1, 2),
+            num_processes=PER_HOST,
+            memory_bytes=2 << 30,
+            budget_s=PROFILE_S,
+            environment=Environment(host="lab", device="cpu", backend="gloo"),
+        )
+        journal = open_journal(folder / "profile.partial", inputs, restart=False)
+        with Lab(shipped("uniform")) as lab:
+            placed = ("host0",) * PER_HOST
+            ranks.run(
+                lab, bench_jobs.profile, placed=placed, folder=str(journal.folder), timeout_s=900
+            )
+        done = journal.finished()
+        results = [done[case.name] for case in case_list(inputs)]
+        path.write_text(encode(assemble(inputs, load_device("cpu").device, results)))
+    return read_profile(path)
+
+
+def measured_links(folder: Path, lab: Lab, ranks: Ranks, nic: str) -> Links:
+    """Links between the hosts through one NIC, and the hosts' speeds."""
+    path = folder / f"links-{lab.topology.name}-{nic}.json"
+    if not path.exists():
+        names = tuple(host.name for host in lab.topology.hosts)
+        n = len(names)
+        rates, latencies = np.full((n, n), np.inf), np.zeros((n, n))
+        found = ranks.run(lab, bench_jobs.links, placed=names, nic=nic, timeout_s=300)
+        for i, row in enumerate(found):
+            for j, points in enumerate(row):
+                if points:
+                    fit = fit_line(points)
+                    rates[i, j], latencies[i, j] = fit.bytes_per_s, fit.latency_s
+        speeds = np.array(ranks.run(lab, bench_jobs.speed)).reshape(n, PER_HOST).mean(axis=1)
+        # Hosts that differ by less than the measurement's noise are alike.
+        slow = np.round(np.median(speeds) / speeds * 5) / 5
+        links = Links(hosts=names, bytes_per_s=rates, latency_s=latencies, slowdown=slow)
+        path.write_text(canonical(links_document(links)))
+    return read_links(path)
+
+
+def cases(profile: Profile, by_nic: dict[str, Links]) -> list[Case]:
+    """Every layout in the default order on the first NIC, and as the planner has it on the best."""
+    on = {nic: on_hosts(profile, links) for nic, links in by_nic.items()}
+    first = next(iter(on))
+    plans = {nic: make_plan(profile.model, JOB, facts, OPTIONS) for nic, facts in on.items()}
+    best = min(plans, key=lambda nic: plans[nic].chosen.cost.step_s)
+    costs = MeasuredCosts(profile.model, JOB, on[first])
+    found = []
+    for candidate in (plans[best].chosen, *plans[best].alternatives):
+        config = candidate.config
+        plain = costs.in_order(config)
+        assert plain is not None
+        stages = {"default": plain.placement, "map": candidate.placement}
+        for order, placement in stages.items():
+            nic = first if order == "default" else best
+            layout = layout_file(config, placement.stages, placement.ranks)
+            plan = plan_for(profile.model, JOB, on[nic], layout, config.label)
+            found.append(Case(name=config.label, order=order, plan=plan, nic=nic))
+    return found
+
+
+def layout_file(config: ParallelConfig, stages: Any, ranks: tuple[int, ...]) -> LayoutFile:
+    """The layout as a user would give it."""
+    names = ParallelConfig.__dataclass_fields__
+    degrees = {name: getattr(config, name) for name in names}
+    return LayoutFile(**degrees, stages=stages, ranks=ranks)
+
+
+def run(folder: Path, lab: Lab, ranks: Ranks, case: Case, number: int) -> dict[str, Any]:
+    """One run of a case, or what the folder has of it."""
+    name = f"{case.name}-{case.order}-{number}".replace(" ", "-")
+    kept = folder / lab.topology.name / f"{name}.json"
+    if kept.exists():
+        row: dict[str, Any] = json.loads(kept.read_text())
+        return row
+    kept.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as text:
+        here = Path(text)
+        (here / "plan.json").write_text(encode(case.plan))
+        (here / FILE_NAME).write_text(encode(Recipe(steps=STEPS)))
+        (here / "status.json").write_text("{}")  # we collect, not rank 0
+        ranks.run(lab, bench_jobs.run, nic=case.nic, folder=text, timeout_s=300)
+        observed = collect(case.plan, here, "complete")
+    assert observed is not None
+    cost = case.plan.chosen.cost
+    row = {
+        "layout": case.name,
+        "order": case.order,
+        "nic": case.nic,
+        "predicted": cost.step_s,
+        "steps": [s.step_s for s in observed.steps],
+        "parts": {
+            part: [
+                getattr(cost, part),
+                statistics.mean(getattr(s.split, part) for s in observed.steps),
+            ]
+            for part in ("compute_s", "p2p_s", "collective_s", "idle_s")
+        },
+        "ranks": list(case.plan.chosen.placement.ranks),
+        "stages": [list(stage) for stage in case.plan.chosen.placement.stages],
+    }
+    kept.write_text(json.dumps(row))
+    return row
+
+
+def main() -> None:
+    """Measure what is missing; write the page where all is there."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", nargs="?", type=Path)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--only")
+    args = parser.parse_args()
+    folder = args.folder or Path(tempfile.mkdtemp())
+    folder.mkdir(parents=True, exist_ok=True)
+    results: dict[str, list[dict[str, Any]]] = {}
+    names = (args.only,) if args.only else TOPOLOGIES
+    with Ranks() as ranks:
+        profile = profiled(folder, ranks)
+        for name in names:
+            with Lab(shipped(name)) as lab:
+                nics = [nic.name for nic in lab.topology.hosts[0].nics]
+                by_nic = {nic: measured_links(folder, lab, ranks, nic) for nic in nics}
+                todo = cases(profile, by_nic)
+                begin = time.monotonic()
+                rows = []
+                for number in range(args.rounds):
+                    for case in todo:
+                        rows.append(run(folder, lab, ranks, case, number))
+                        say(name, rows[-1], len(rows), len(todo) * args.rounds, begin)
+                results[name] = rows
+    if not args.only:
+        (ROOT / "docs" / "lab.md").write_text(bench_page.page(results, STEPS, args.rounds))
+
+
+def say(name: str, row: dict[str, Any], done: int, total: int, begin: float) -> None:
+    """Progress."""
+    left = (time.monotonic() - begin) / done * (total - done)
+    seen = statistics.median(row["steps"])
+    print(
+        f"{name} {done}/{total} {row['layout']} {row['order']}: {seen:.3f} s, predicted "
+        f"{row['predicted']:.3f} ({row['predicted'] / seen - 1:+.0%}), {left:.0f} s left",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""What ranks of a lab do for its benchmark, by `Ranks.run`: profile, measure links, train."""
+
+import os
+import statistics
+import time
+from itertools import product
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from launch.artifact import read_plan
+from launch.recipe import FILE_NAME, read_recipe
+from launch.runtime.profile_worker import measure_all
+from launch.runtime.train import train
+from profiler.measure.journal import Journal
+from profiler.measure.links import measure_p2p, sender_decides
+from profiler.measure.timer import Limits
+
+CPU = torch.device("cpu")
+SIZES = (4, 1 << 16, 1 << 18, 1 << 20)
+"""Bytes of a message, the smallest first."""
+LINK_S, PASSES, WORK_S = 0.5, 3, 1.0
+"""Time for a pair of hosts in one direction, once; how often; time for the speed of a host."""
+
+
+def profile(folder: str) -> None:
+    """Measure what the journal of `folder` asks for."""
+    os.environ["MESHWRIGHT_SUPERVISOR"] = "self"  # the parent is in no list of the host
+    measure_all(Journal(Path(folder)))
+
+
+def links() -> list[list[tuple[int, float]]]:
+    """[target] -> (bytes, seconds one way) of messages from this rank, the median of some passes;
+    ranks are on hosts of their own, and one pair sends at a time."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    found: dict[tuple[int, int], list[float]] = {}
+    for _, source, target in product(range(PASSES), range(world), range(world)):
+        if source != target and rank in (source, target):
+            pair, limits = (source, target), Limits(budget_s=LINK_S, warmup=1)
+            for num_bytes, seen in measure_p2p(pair, SIZES, limits, CPU, sender_decides(pair, CPU)):
+                found.setdefault((target, num_bytes), []).append(seen.median_s)
+        dist.barrier()
+    return [
+        [(n, statistics.median(found[target, n])) for n in SIZES if target != rank]
+        for target in range(world)
+    ]
+
+
+def speed() -> float:
+    """Matrix products per second, all ranks at once."""
+    a = torch.randn(128, 128)
+    dist.barrier()
+    begin, number = time.perf_counter(), 0
+    while time.perf_counter() - begin < WORK_S:
+        for _ in range(20):
+            a @ a
+        number += 20
+    return number / (time.perf_counter() - begin)
+
+
+def run(folder: str) -> None:
+    """Train the plan of a folder, by its recipe."""
+    here = Path(folder)
+    train(read_plan(here / "plan.json"), read_recipe(here / FILE_NAME), here, CPU)
