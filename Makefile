@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python -P
 export OMP_NUM_THREADS = 1
 
-.PHONY: demo test lint unit distributed lab nightly parity accuracy bench wheel clean
+.PHONY: demo test lint unit distributed lab lab-bench nightly parity accuracy bench wheel clean
 
 demo: $(VENV)/installed  ## profile this machine, plan, launch, verify
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/tiny-llama/demo.sh
@@ -27,6 +27,9 @@ distributed: $(VENV)/installed  ## real processes: parity, profile, launch
 
 lab: $(VENV)/installed  ## clusters of unlike hosts, as network namespaces; needs root
 	$(PY) -m pytest -m lab --durations=5
+
+lab-bench: $(VENV)/installed  ## every layout on clusters of unlike hosts, write docs/lab.md
+	$(PY) -m tests.lab.bench
 
 nightly: $(VENV)/installed  ## 10,000 fuzzed inputs for each reader, 200 layouts at random
 	FUZZ_EXAMPLES=10000 $(PY) -m pytest -m fuzz

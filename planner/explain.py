@@ -27,7 +27,9 @@ _ALONE = {
 }
 """Rules that look at one axis alone."""
 _COMPONENTS = ("compute", "p2p", "collective", "idle")
-_SHOWN = 3
+_SHOWN, _HOSTS = 3, 8
+LITTLE = 0.005
+"""Share of the step below which an order of hosts is no better than another."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +78,33 @@ def explain(plan: Plan) -> Explanation:
         )
         for axis in SEARCHED
         if (text := ground(plan, axis)) is not None
-    )
+    ) + _order(plan)
     return Explanation(reasons=reasons, limits=_limits(plan), proof=_proof(plan))
+
+
+def _order(plan: Plan) -> tuple[Reason, ...]:
+    """Why the ranks sit where they do, where links of hosts are known one by one."""
+    if not plan.default_order_s:
+        return ()
+    more = plan.default_order_s / plan.chosen.cost.step_s - 1
+    hosts = used_hosts(plan)
+    shown = " ".join(hosts[:_HOSTS]) + (" ..." if hosts[_HOSTS:] else "")
+    if more < LITTLE:
+        return (Reason(axis="hosts", value="in order", text="no order found is faster"),)
+    text = f"measured links: ranks follow each other on {shown}"
+    return (
+        Reason(axis="hosts", value="mapped", text=text, others=(Other(value="order", cost=more),)),
+    )
+
+
+def used_hosts(plan: Plan) -> tuple[str, ...]:
+    """Hosts by the first coordinate on each; empty where the plan knows none."""
+    links, chosen = plan.profile.links, plan.chosen
+    if links is None:
+        return ()
+    where = chosen.placement.devices or chosen.placement.ranks or range(chosen.config.num_devices)
+    per_node = plan.cluster.uniform.devices_per_node
+    return tuple(dict.fromkeys(links.hosts[device // per_node] for device in where))
 
 
 def timeline_of(plan: Plan) -> Timeline:

@@ -4,6 +4,7 @@ import math
 import textwrap
 from itertools import groupby
 
+from planner.explain import LITTLE, used_hosts
 from planner.objective import price_per_million_tokens, relative_cost
 from planner.pipeline import owners_of
 from planner.plan import Candidate, Plan, StageMemory
@@ -13,7 +14,7 @@ from profiler.cluster import ClusterSpec
 
 GIB = 2**30
 _BETTER = {"step": "faster", "cost": "cheaper", "devices": "faster"}
-_BAR = 24
+_BAR, _HOSTS = 24, 16
 
 
 def seconds(value: float) -> str:
@@ -203,13 +204,27 @@ def _bar(memory: StageMemory, capacity: int) -> str:
 
 def picture(plan: Plan) -> list[str]:
     """The table, the split and the memory of the chosen layout."""
-    words = split_words(plan, plan.chosen)
-    split = words[:1].upper() + words[1:]
+    sentence = split_words(plan, plan.chosen)
+    split = sentence[:1].upper() + sentence[1:]
     if plan.chosen.estimate is None:
         config = plan.chosen.config
         layout = f"Given: {config.label} {config.schedule}"
         return [layout, split, "The cost model does not cover it: nothing is predicted"]
-    return [*table(plan), "", *use_lines(plan), *textwrap.wrap(split, 80), *memory_bars(plan), ""]
+    words = [*use_lines(plan), *textwrap.wrap(split, 80), *host_lines(plan)]
+    return [*table(plan), "", *words, *memory_bars(plan), ""]
+
+
+def host_lines(plan: Plan) -> list[str]:
+    """On which hosts the ranks are, and what that wins, where links are known one by one."""
+    hosts = used_hosts(plan)
+    if not hosts or not plan.default_order_s:
+        return []
+    gain = plan.default_order_s / plan.chosen.cost.step_s
+    if gain - 1 < LITTLE:
+        return ["No order of the hosts found is faster than their own"]
+    more = f" and {len(hosts) - _HOSTS:,} more" if hosts[_HOSTS:] else ""
+    text = f"Hosts by their first rank: {', '.join(hosts[:_HOSTS])}{more}"
+    return [*textwrap.wrap(text, 80), f"{gain:.2f} times as fast as with ranks in the hosts' order"]
 
 
 def split_lines(candidate: Candidate) -> list[str]:

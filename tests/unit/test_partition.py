@@ -66,3 +66,19 @@ def test_memory_caps_equal_brute_force(cost, num_stages, cap, held):
         min(max(sum(cost[a:b]) for a, b in split) for split in fitting)
     )
     assert result.gap == 0.0
+
+
+@given(cost=costs, scale=st.lists(st.integers(1, 5), min_size=1, max_size=4))
+def test_unlike_stages_equal_brute_force(cost, scale):
+    num_stages = len(scale)
+    result = partition(np.array(cost, dtype=float), num_stages, scale=scale)
+    splits = list(all_splits(len(cost), num_stages)) if num_stages <= len(cost) else []
+    if not splits:
+        assert result.value is None
+        return
+    most = {
+        split: max(f * sum(cost[a:b]) for f, (a, b) in zip(scale, split, strict=True))
+        for split in splits
+    }
+    assert result.objective == pytest.approx(min(most.values()))
+    assert most[result.value] == pytest.approx(min(most.values()))

@@ -1,5 +1,7 @@
 """Ranks that share the cores of their host."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -112,3 +114,21 @@ def test_rows_have_the_order_of_the_table():
     for row, start, end in zip(timeline.table, timeline.start, timeline.end, strict=True):
         assert len(row) == len(start) == len(end)
         assert (np.diff(end) > 0).all()
+
+
+def test_messages_of_a_slow_link_follow_each_other():
+    """Two ranks, and a link that takes longer than all the work: it is the step, there and back."""
+    m, send = 6, 10.0
+    prog = program("gpipe", 2, m, 1.0, 1.0, send=send)
+    in_turn = simulate(prog, replace(cores(2, 9), in_turn=True)).step_s
+    assert in_turn == pytest.approx(1 + m * send + 1 + 1 + m * send + 1)
+    assert simulate(prog, cores(2, 9)).step_s < in_turn / 2
+
+
+@settings(max_examples=60, deadline=None)
+@given(prog=programs(max_p=4, max_m=6))
+def test_messages_in_turn_are_never_earlier(prog):
+    every = cores(len(prog.bucket_s), 99)
+    assert (
+        simulate(prog, replace(every, in_turn=True)).step_s >= simulate(prog, every).step_s - 1e-9
+    )

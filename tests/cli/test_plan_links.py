@@ -1,0 +1,80 @@
+"""`plan --links`: ranks on hosts whose links differ."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from profiler.catalog import resolve_model
+from profiler.codec import canonical, encode
+from profiler.job import JobSpec
+from profiler.link_files import links_document
+from tests.unit import facts
+from tests.unit.hosts import links, profiled
+from tests.unit.roofline import analytic_profile
+
+MODEL = Path(__file__).resolve().parents[2] / "examples" / "tiny-llama" / "config.json"
+
+
+@pytest.fixture
+def files(tmp_path):
+    """profile.json of a host of two, links.json of four hosts with one bad link."""
+    job = JobSpec(global_batch=8, seq_len=128, precision="fp32")
+    roomy = facts.cluster(1, 2, device=facts.device(memory_bytes=2**30))
+    base = analytic_profile(resolve_model(str(MODEL)), job, roomy)
+    (tmp_path / "profile.json").write_text(encode(profiled(base=base)))
+    made = links((1, 2), (2, 1))
+    (tmp_path / "links.json").write_text(canonical(links_document(made)))
+    return tmp_path
+
+
+def plan(meshwright, *more):
+    return meshwright(
+        "plan", "-m", MODEL, "--profile", "profile.json", "--links", "links.json",
+        "--global-batch", 8, *more,
+    )  # fmt: skip
+
+
+def test_ranks_go_around_the_bad_link(meshwright, files):
+    result = plan(meshwright, "--pin", "dp=8")
+    assert result.code == 0
+    assert "4 x 2 toy" in result.out
+    assert "times as fast as with ranks in the hosts' order" in result.out
+    hosts = next(line for line in result.out.splitlines() if line.startswith("Hosts by"))
+    order = [name.strip() for name in hosts.partition(":")[2].split(",")]
+    ring = set(zip(order, [*order[1:], order[0]], strict=True))
+    assert not ring & {("host1", "host2"), ("host2", "host1")}
+    made = json.loads((files / "plan.json").read_text())
+    assert sorted(made["chosen"]["placement"]["ranks"]) == list(range(8))
+    assert made["default_order_s"] > 2 * made["chosen"]["estimate"]["step_s"]
+    why = meshwright("why", "plan.json")
+    assert "hosts mapped" in why.out
+    for command in ("show", "why"):
+        assert all(len(line) <= 80 for line in meshwright(command, "plan.json").out.splitlines())
+
+
+def test_the_same_question_gives_the_same_bytes(meshwright, files):
+    first = plan(meshwright, "--json").out
+    assert first == plan(meshwright, "--json").out
+
+
+def test_a_file_of_other_links_is_refused_with_its_place(meshwright, files):
+    (files / "links.json").write_text('{"kind": "links", "hosts": ["a", "b"]}')
+    result = plan(meshwright)
+    assert result.code == 1
+    assert result.err.startswith("error: links.json")
+
+
+def test_links_want_a_measured_profile(meshwright, files):
+    result = meshwright("plan", "-m", "llama3-8b", "-c", "h100-2x8", "--links", "links.json")
+    assert result.code == 1
+    assert "`--links` goes with a profile of measured blocks" in result.err
+    assert "map --plan" in result.err
+
+
+def test_a_slow_down_out_of_bounds_names_its_host(meshwright, files):
+    tree = json.loads((files / "links.json").read_text())
+    (files / "links.json").write_text(json.dumps(tree | {"slowdown": [1, 1, 0, 1]}))
+    result = plan(meshwright)
+    assert result.code == 1
+    assert "the slow-down of `host2` is 0" in result.err
