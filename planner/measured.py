@@ -25,7 +25,7 @@ from planner.bounds import lower_bound
 from planner.collectives import Links, group_of
 from planner.config import ParallelConfig, Placement
 from planner.layouts import Layouts
-from planner.placed import Hosts, Network, Nodes
+from planner.placed import Hosts, Network, Nodes, named
 from planner.plan import StageMemory
 from planner.prepared import Prepared, Screened
 from planner.rules import ConfigRule
@@ -224,7 +224,7 @@ class MeasuredCosts:
         program, measured_share = self._program(config, chain, stages, nodes)
         sharing = sharing_of(self._slowdowns, config, self.node, nodes)
         runs = [[(k, chain[k]) for k in range(first, end)] for first, end in stages]
-        ranks, devices = self.hosts.named(nodes) if self.hosts and nodes else ((), ())
+        ranks, devices = named(nodes, self.node.devices_per_node) if nodes else ((), ())
         return Prepared(
             config=config,
             placement=Placement(stages=stages, ranks=ranks, devices=devices),

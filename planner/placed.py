@@ -17,7 +17,7 @@ work, and the `CLOSE` best are left to simulation; above, the one that `planner.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -120,21 +120,6 @@ class Hosts:
         order = first[np.lexsort((first, seconds[first]))]
         for k in order[:CLOSE]:
             yield tuple(int(n) for n in tables[k])
-
-    def named(self, nodes: Nodes) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """`Placement.ranks` and `devices`: ranks count through the devices in use, in the order of
-        the hosts. Each is empty where it is each coordinate's own number."""
-        order = sorted(range(len(nodes)), key=lambda k: (nodes[k], k))
-        ranks, devices = [0] * len(nodes), [0] * len(nodes)
-        held = Counter[int]()
-        for rank, k in enumerate(order):
-            ranks[k], devices[k] = rank, nodes[k] * self.per_node + held[nodes[k]]
-            held[nodes[k]] += 1
-        own = list(range(len(nodes)))
-        return (
-            () if ranks == own else tuple(ranks),
-            () if devices in (own, ranks) else tuple(devices),
-        )
 
     def nodes_of(self, config: ParallelConfig, placement: Placement) -> Nodes:
         """The host of each coordinate of a placement."""
@@ -245,6 +230,23 @@ class Hosts:
             1.0 if alone else max(1.0, seconds / here)
             for alone, (seconds, _) in zip(within, rings, strict=True)
         )
+
+
+def named(nodes: Sequence[int], per_node: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """`Placement.ranks` and `devices` for the host of each coordinate: ranks count through the
+    devices in use, in the order of the hosts. Each is empty where it is each coordinate's own
+    number."""
+    order = sorted(range(len(nodes)), key=lambda k: (nodes[k], k))
+    ranks, devices = [0] * len(nodes), [0] * len(nodes)
+    held = Counter[int]()
+    for rank, k in enumerate(order):
+        ranks[k], devices[k] = rank, nodes[k] * per_node + held[nodes[k]]
+        held[nodes[k]] += 1
+    own = list(range(len(nodes)))
+    return (
+        () if ranks == own else tuple(ranks),
+        () if devices in (own, ranks) else tuple(devices),
+    )
 
 
 def on_hosts(profile: Profile, links: Links, per_node: int | None = None) -> Profile:

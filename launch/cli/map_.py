@@ -32,7 +32,9 @@ def run(
     links: Annotated[
         Path, typer.Option(help="Measured links: JSON, CSV, mpiGraph.", show_default=False)
     ],
-    per_node: Annotated[int, typer.Option("--gpus-per-node", min=1, max=1024)] = 8,
+    per_node: Annotated[
+        int | None, typer.Option("--gpus-per-node", min=1, max=1024, help="[the plan's, or 8]")
+    ] = None,
     axes: Annotated[
         str | None, typer.Option(help="Degrees, outermost first: pp=8,dp=2,tp=8.")
     ] = None,
@@ -56,6 +58,12 @@ def run(
         typer.Option(help="Print the order instead: hostfile, rankfile or slurm."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**31)] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--out", help="Save the plan with its ranks so placed.", show_default=False
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Map ranks to hosts whose links differ, for the least communication."""
@@ -66,7 +74,10 @@ def run(
 
     if not (math.isfinite(intra) and intra > 0):
         raise UserError(f"`--intra {intra}` is no rate", hint="GB/s, above 0")
+    if out is not None and plan is None:
+        raise UserError("`--out` saves a plan", hint="give one with `--plan`")
     mesh, config, spec, job = _question(plan, axes, model, global_batch, seq_len, micro_batch)
+    per_node = per_node or _per_node(plan)
     table = read_links(links).with_inside(intra * 1e9)
     traffic = traffic_of(spec, config, job)
     if plan is None and model is None:
@@ -77,6 +88,8 @@ def run(
     cpu_s = time.process_time() - begin
     note(f"{mapped.evaluated:,} orders looked at in {cpu_s:.1f} s")
     hosts = [table.hosts[node] for node in mapped.best.nodes]
+    if plan is not None and out is not None:
+        _save(plan, out, mapped.best.nodes, table, per_node)
     text = None
     if kind:
         from launch.rank_files import rank_file
@@ -91,6 +104,40 @@ def run(
         typer.echo(text, nl=False)
     else:
         _print(mapped, mesh, spec, job, table)
+
+
+def _per_node(plan: Path | None) -> int:
+    """Devices of a node: the plan's, or 8."""
+    if plan is None:
+        return 8
+    from launch.artifact import read_plan
+
+    return read_plan(plan).cluster.uniform.devices_per_node
+
+
+def _save(plan: Path, out: Path, nodes: tuple[int, ...], table: "Links", per_node: int) -> None:
+    """The plan with the device of each coordinate. Its figures stay those of links all alike."""
+    from launch.artifact import read_plan, write_atomic
+    from planner.placed import named
+    from planner.plan import plan_id
+    from profiler.codec import encode, replace
+
+    content = read_plan(plan)
+    node = content.cluster.uniform
+    if (node.num_nodes, node.devices_per_node) != (len(table.hosts), per_node):
+        raise UserError(
+            f"the plan is for {node.num_nodes} nodes of {node.devices_per_node} devices, the map "
+            f"for {len(table.hosts)} of {per_node}",
+            hint="plan for the hosts of the links, in their order",
+            place=str(plan),
+            kind="stale",
+        )
+    ranks, devices = named(nodes, per_node)
+    placement = replace(content.chosen.placement, ranks=ranks, devices=devices)
+    chosen = replace(content.chosen, placement=placement)
+    mapped = replace(content, chosen=chosen, id="")
+    write_atomic(out, encode(replace(mapped, id=plan_id(mapped))))
+    note(f"Saved the plan to: `{out}`; its times are those of links all alike")
 
 
 def _order_kind(text: str | None) -> "RankFile | None":

@@ -116,3 +116,30 @@ def test_no_such_file(meshwright, tmp_path):
     result = meshwright("map", "--links", tmp_path / "none.json", "--axes", "tp=8")
     assert result.code == 1
     assert "error: " in result.err
+
+
+def test_a_plan_is_saved_with_its_ranks_so_placed(meshwright, links):
+    assert meshwright("plan", "-m", "llama3-8b", "-c", "h100-4x8", "--pin", "pp=2,tp=8").code == 0
+    words = ("map", "--links", links, "--plan", "plan.json", "-o", "mapped.json", "--json")
+    result = meshwright(*words)
+    assert result.code == 0
+    hosts = json.loads(result.out)["hosts"]
+    before, after = (json.loads(Path(f).read_text()) for f in ("plan.json", "mapped.json"))
+    placed = after["chosen"]["placement"]
+    where = placed["devices"] or placed["ranks"]
+    assert where
+    assert [HOSTS[device // 8] for device in where] == hosts
+    assert sorted(where) == list(range(32))
+    assert after["id"] != before["id"]
+    assert after["chosen"]["estimate"] == before["chosen"]["estimate"]
+    assert meshwright("show", "mapped.json").code == 0
+
+
+def test_a_plan_of_other_hosts_is_not_saved(meshwright, links):
+    assert meshwright("plan", "-m", "llama3-8b", "-c", "h100-2x8").code == 0
+    result = meshwright("map", "--links", links, "--plan", "plan.json", "-o", "mapped.json")
+    assert result.code == 5
+    assert "the plan is for 2 nodes of 8 devices, the map for 4 of 8" in result.err
+    assert not Path("mapped.json").exists()
+    result = meshwright("map", "--links", links, "--axes", "dp=32", "-o", "mapped.json")
+    assert "`--out` saves a plan" in result.err

@@ -13,6 +13,7 @@ import os
 import statistics
 import sys
 import tempfile
+import textwrap
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -218,15 +219,19 @@ def intro(profile: Profile, results: dict[str, list[dict[str, Any]]], rounds: in
     """What was done, and on what."""
     layouts = len({row["layout"] for rows in results.values() for row in rows})
     model = profile.model
-    return f"""
-Written by `make lab-bench`; do not edit. Four hosts of two ranks in a lab of network namespaces on
-one machine ({os.cpu_count()} cores; torch {torch.__version__}, gloo), each rank with a fifth of a core. A Llama of
-{model.num_layers} layers, {model.num_params / 1e6:.1f} M parameters, global batch {JOB.global_batch} x {JOB.seq_len} tokens, fp32. Blocks were
-profiled once on one host; links and speeds of hosts were measured on each topology before its runs;
-nothing is fitted to the runs. All {layouts} layouts that the planner covers with 1f1b and without
-recomputation (memory is ample) ran in the hosts' order, and with their ranks mapped, {rounds} rounds of
-{STEPS} timed steps, all others between the runs of one. `noise` is the distance between rounds.
-"""
+    done = (
+        "Written by `make lab-bench`; do not edit. Four hosts of two ranks in a lab of network "
+        f"namespaces on one machine ({os.cpu_count()} cores; torch {torch.__version__}, gloo), "
+        f"each rank with a fifth of a core. A Llama of {model.num_layers} layers, "
+        f"{model.num_params / 1e6:.1f} M parameters, global batch {JOB.global_batch} x "
+        f"{JOB.seq_len} tokens, fp32. Blocks were profiled once on one host; links and speeds of "
+        "hosts were measured on each topology before its runs; nothing is fitted to the runs. All "
+        f"{layouts} layouts that the planner covers with 1f1b and without recomputation (memory "
+        "is ample) ran in the hosts' order, and with their ranks mapped: "
+        f"{rounds} rounds of {STEPS} timed steps, all others between the runs of one. `noise` is "
+        "the distance between rounds."
+    )
+    return f"\n{textwrap.fill(done, 99, break_on_hyphens=False)}\n"
 
 
 def say(name: str, row: dict[str, Any], done: int, total: int, begin: float) -> None:

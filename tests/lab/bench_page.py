@@ -107,10 +107,11 @@ def summary(verdicts: dict[str, Verdict]) -> list[str]:
     ]
     for name, v in verdicts.items():
         over = v.pick.measured / v.best.measured - 1
+        noise = max(v.pick.noise, v.best.noise)
         p90 = v.errors[round(0.9 * (len(v.errors) - 1))]
         lines.append(
             f"| {name} | {v.pick.layout} | {v.pick.measured:.3f} s | {v.best.measured:.3f} s "
-            f"({v.best.layout}, {v.best.order}) | {over:+.1%} | {max(v.pick.noise, v.best.noise):.1%} "
+            f"({v.best.layout}, {v.best.order}) | {over:+.1%} | {noise:.1%} "
             f"| {v.default.measured:.3f} s | {statistics.median(v.errors):.1%} | {p90:.1%} "
             f"| {v.correlation:.3f} | {v.noise:.1%} |"
         )

@@ -1,5 +1,6 @@
 """Ranks to nodes: against a plain evaluation, all assignments, and proven bounds."""
 
+from dataclasses import replace
 from itertools import permutations
 
 import numpy as np
@@ -298,3 +299,19 @@ def test_too_many_ranks_are_refused() -> None:
 def test_links_need_every_pair(rates: np.ndarray, message: str) -> None:
     with pytest.raises(UserError, match=message):
         Links(hosts=("host0", "host1"), bytes_per_s=rates, latency_s=np.zeros((2, 2)))
+
+
+def test_islands_of_unlike_nics_keep_their_replicas_together():
+    """InfiniBand and RoCE hosts taken in turn, joined by Ethernet (Holmes, Yang et al. 2023,
+    arXiv:2312.03549): gradients are reduced within an island, pipelines cross."""
+    rates = np.where(np.arange(8)[:, None] % 2 == np.arange(8)[None] % 2, 25e9, 1.25e9)
+    np.fill_diagonal(rates, 200e9)
+    mapped = map_ranks(
+        Mesh(axes={"pp": 2, "dp": 4, "tp": 8}),
+        (replace(CHAIN, num_bytes=1e8), RING, INNER),
+        links_of(rates),
+        8,
+    )
+    nodes = np.array(mapped.best.nodes).reshape(2, 4, 8)
+    assert all(len(set((stage % 2).reshape(-1))) == 1 for stage in nodes)
+    assert mapped.default.seconds > 3 * mapped.best.seconds

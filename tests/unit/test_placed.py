@@ -13,7 +13,7 @@ from planner.given import LayoutFile, plan_for
 from planner.mapping_exact import all_assignments
 from planner.measured import MeasuredCosts
 from planner.mesh import Mesh
-from planner.placed import on_hosts
+from planner.placed import named, on_hosts
 from planner.plan import SearchOptions
 from planner.search import make_plan
 from planner.simulate import simulate
@@ -101,7 +101,7 @@ def test_four_ranks_go_where_brute_force_puts_them(seed, degrees):
     tables, _ = all_assignments(mesh, traffic, costs.hosts.links, 2)
     every = []
     for nodes in tables:
-        ranks, devices = costs.hosts.named(tuple(int(n) for n in nodes))
+        ranks, devices = named(tuple(int(n) for n in nodes), 2)
         placement = Placement(stages=found.placement.stages, ranks=ranks, devices=devices)
         every.append(step_s(costs.placed(layout, placement)))
     assert step_s(found) <= min(every) * (1 + 1e-9)
@@ -118,7 +118,7 @@ def replace_rates(table, factor):
 def test_a_placement_says_the_hosts_again(nodes, fewer):
     costs = costs_on(links())
     layout = config(dp_replicate=fewer)
-    ranks, devices = costs.hosts.named(tuple(nodes[:fewer]))
+    ranks, devices = named(nodes[:fewer], 2)
     placement = Placement(stages=((0, 8),), ranks=ranks, devices=devices)
     assert costs.hosts.nodes_of(layout, placement) == tuple(nodes[:fewer])
     assert sorted(ranks or range(fewer)) == list(range(fewer))
