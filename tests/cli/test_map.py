@@ -13,11 +13,15 @@ HOSTS = ("a", "b", "c", "d")
 @pytest.fixture
 def links(tmp_path: Path) -> Path:
     """Four hosts, of which a and c, b and d are near each other."""
-    near = {frozenset("ac"), frozenset("bd")}
+    return near_pairs(tmp_path / "links.json", "ac", "bd")
+
+
+def near_pairs(path: Path, *pairs: str) -> Path:
+    """A file of links between hosts, ten times as fast between those of each pair."""
+    near = {frozenset(pair) for pair in pairs}
     rows = [
         [0 if x == y else 10.0 if frozenset((x, y)) in near else 1.0 for y in HOSTS] for x in HOSTS
     ]
-    path = tmp_path / "links.json"
     path.write_text(json.dumps({"gpus": HOSTS, "bandwidth": rows}))
     return path
 
@@ -118,7 +122,8 @@ def test_no_such_file(meshwright, tmp_path):
     assert "error: " in result.err
 
 
-def test_a_plan_is_saved_with_its_ranks_so_placed(meshwright, links):
+def test_a_plan_is_saved_with_its_ranks_so_placed(meshwright, tmp_path):
+    links = near_pairs(tmp_path / "links.json", "ad", "bc")
     assert meshwright("plan", "-m", "llama3-8b", "-c", "h100-4x8", "--pin", "pp=2,tp=8").code == 0
     words = ("map", "--links", links, "--plan", "plan.json", "-o", "mapped.json", "--json")
     result = meshwright(*words)
