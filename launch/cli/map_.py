@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from planner.config import ParallelConfig
     from planner.mapping import Mapped, Mapping
     from planner.mesh import Mesh
+    from planner.nics import NicOfGpu
     from planner.traffic import Traffic
     from profiler.job import JobSpec
     from profiler.links import Links
@@ -50,6 +51,12 @@ def run(
     intra: Annotated[
         float, typer.Option(help="GB/s one way between two devices of a node.")
     ] = 200.0,
+    topo: Annotated[
+        Path | None,
+        typer.Option(
+            help="`nvidia-smi topo -m` of a node: the NIC of each GPU.", show_default=False
+        ),
+    ] = None,
     keep_nodes: Annotated[
         bool, typer.Option("--keep-nodes", help="Consecutive ranks stay on one node.")
     ] = False,
@@ -79,6 +86,7 @@ def run(
     mesh, config, spec, job = _question(plan, axes, model, global_batch, seq_len, micro_batch)
     per_node = per_node or _per_node(plan)
     table = read_links(links).with_inside(intra * 1e9)
+    nics = _nics(topo, per_node) if topo is not None else ()
     traffic = traffic_of(spec, config, job)
     if plan is None and model is None:
         note(f"Traffic is that of {spec.name}, as no `--model` is given")
@@ -99,11 +107,18 @@ def run(
         from profiler.codec import canonical
 
         document = _document(mapped, traffic, hosts, table, cpu_s, seed)
-        typer.echo(canonical({**document, **({"order": text} if text else {})}), nl=False)
+        if text:
+            document["order"] = text
+        if nics:
+            document["nics"] = [{"gpu": n.gpu, "nic": n.nic, "kind": n.kind} for n in nics]
+        typer.echo(canonical(document), nl=False)
     elif text:
         typer.echo(text, nl=False)
     else:
         _print(mapped, mesh, spec, job, table)
+        if nics:
+            say("NIC of each GPU of a node, as near as equal numbers allow:")
+            _say_list([f"{n.gpu}:{n.nic}({n.kind})" for n in nics])
 
 
 def _per_node(plan: Path | None) -> int:
@@ -113,6 +128,20 @@ def _per_node(plan: Path | None) -> int:
     from launch.artifact import read_plan
 
     return read_plan(plan).cluster.uniform.devices_per_node
+
+
+def _nics(topo: Path, per_node: int) -> "tuple[NicOfGpu, ...]":
+    from planner.nics import nics_of_gpus
+    from profiler.link_files import read_nvidia_topo
+
+    nics = nics_of_gpus(read_nvidia_topo(topo), str(topo))
+    if len(nics) != per_node:
+        raise UserError(
+            f"the table has {len(nics)} GPUs, a node {per_node}",
+            hint="give the table of one of the nodes, or `--gpus-per-node`",
+            place=str(topo),
+        )
+    return nics
 
 
 def _save(plan: Path, out: Path, nodes: tuple[int, ...], table: "Links", per_node: int) -> None:

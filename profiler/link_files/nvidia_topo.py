@@ -58,12 +58,12 @@ class NvidiaTopo:
 
     def nearest_nics(self, gpu: str) -> tuple[str, ...]:
         """NICs of the best kind that the GPU has to any; none where there are none."""
-        ranks = {nic: _rank(self.kind(gpu, nic)) for nic in self.nics}
+        ranks = {nic: rank_of(self.kind(gpu, nic)) for nic in self.nics}
         return tuple(nic for nic in self.nics if ranks[nic] == min(ranks.values()))
 
 
-def _rank(kind: str) -> int:
-    """Place in `KINDS`."""
+def rank_of(kind: str) -> int:
+    """Place in `KINDS`: less is nearer."""
     return KINDS.index(kind) if kind in KINDS else KINDS.index("NV#")
 
 

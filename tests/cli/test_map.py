@@ -148,3 +148,18 @@ def test_a_plan_of_other_hosts_is_not_saved(meshwright, links):
     assert not Path("mapped.json").exists()
     result = meshwright("map", "--links", links, "--axes", "dp=32", "-o", "mapped.json")
     assert "`--out` saves a plan" in result.err
+
+
+TOPO = Path(__file__).resolve().parents[1] / "unit" / "links" / "topo-h100.txt"
+
+
+def test_the_table_of_a_node_gives_each_gpu_a_nic(meshwright, links):
+    words = ("map", "--links", links, "--axes", "pp=2,dp=2,tp=2", "--topo", TOPO)
+    nics = json.loads(meshwright(*words, "--gpus-per-node", 2, "--json").out)["nics"]
+    assert [(n["gpu"], n["kind"]) for n in nics] == [("GPU0", "PIX"), ("GPU1", "PXB")]
+    said = meshwright(*words, "--gpus-per-node", 2)
+    assert f"GPU0:{nics[0]['nic']}(PIX)" in said.out
+    assert all(len(line) <= 80 for line in said.out.splitlines())
+    result = meshwright(*words)
+    assert result.code == 1
+    assert "the table has 2 GPUs, a node 8" in result.err
