@@ -28,6 +28,8 @@ from profiler.link_files import read_links
 from profiler.links import Links
 from solvers.mapping_problem import Ints, Problem
 
+MADE_S = 60.0
+"""Annealing of hosts that nobody measured, at most."""
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks" / "mapping.md"
 PER_NODE, INSIDE = 8, 200e9
 
@@ -124,19 +126,20 @@ def timed(case: Case, *, boxes: bool) -> tuple[Mapped, float]:
     return mapped, time.process_time() - begin
 
 
-def against_annealing(cases: list[Case], seconds: float) -> list[str]:
-    """Rows of the first table."""
+def against_annealing(cases: list[tuple[Case, float]]) -> list[str]:
+    """Rows of the first table, each with its seconds of annealing."""
     lines = [
-        f"| case | default | annealed {seconds:.0f} s | ours | CPU | to annealed | proven gap |",
+        "| case | default | annealed | ours | CPU | to annealed | proven gap |",
         "|---|---|---|---|---|---|---|",
     ]
-    for case in cases:
+    for case, seconds in cases:
         mapped, cpu_s = timed(case, boxes=False)
         annealed, looked = anneal(case, seconds)
         ours = mapped.best.seconds
         lines.append(
             f"| {case.name} | {mapped.default.seconds:.4f} s "
-            f"| {annealed:.4f} s ({looked:,} orders) | {ours:.4f} s | {cpu_s:.2f} s "
+            f"| {annealed:.4f} s ({seconds:.0f} s, {looked:,} orders) | {ours:.4f} s "
+            f"| {cpu_s:.2f} s "
             f"| {ours / annealed - 1:+.3%} | {mapped.gap:.1%} |"
         )
         note(lines[-1])
@@ -174,10 +177,10 @@ def main() -> None:
     parser.add_argument("--anneal-s", type=float, default=60.0)
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
-    cases = small(pods(16), "16 made hosts")
+    cases = [(case, min(args.anneal_s, MADE_S)) for case in small(pods(16), "16 made hosts")]
     if args.links:
         measured = read_links(args.links).with_inside(INSIDE)
-        cases = [*small(measured, "measured InfiniBand"), *cases]
+        cases = [(c, args.anneal_s) for c in small(measured, "measured InfiniBand")] + cases
     text = "\n".join([
         "# Mapping ranks to hosts", "",
         "Seconds that a step communicates, nothing hidden behind computation, as the mapping's",
@@ -186,7 +189,7 @@ def main() -> None:
         f" --anneal-s {args.anneal_s:g}{' --links FILE' if args.links else ''}`.", "",
         "## Against annealing", "",
         "The same objective, nodes with consecutive ranks. GPT-3 175B, 8 devices per host.", "",
-        *against_annealing(cases, args.anneal_s), "",
+        *against_annealing(cases), "",
         "## At scale", "",
         "DeepSeek-V3, ep 8, hosts in pods of 16 with half the rate between them, one of 32 slow,",
         "in no order; what a node holds is chosen as well.", "",
