@@ -1,4 +1,4 @@
-"""Who holds which box of which tensor under a layout: what the reference runtime builds, as numbers.
+"""Who holds which box of which tensor under a layout: what the reference runtime builds.
 
 A box is [start, stop) along each dim of a canonical tensor (`profiler.tensors`). A rank of the
 pipeline rank that has a tensor's block holds
@@ -9,9 +9,9 @@ pipeline rank that has a tensor's block holds
     an expert                       where its rank of ep has a slot for it
 
 Weight (the float32 master, in mixed precision) and both moments of AdamW are kept in these boxes
-whatever the ZeRO stage (`launch.runtime.shard`); that of the working weights is what a step gathers.
-A tied embedding is held at both ends of the pipeline. The boxes of a tensor do not overlap, and
-together they are the tensor; ranks with the same box hold equal copies.
+whatever the ZeRO stage (`launch.runtime.shard`), which says what a step gathers of them. A tied
+embedding is held at both ends of the pipeline. The boxes of a tensor under one layout do not
+overlap, and together they are the tensor; ranks with the same box hold equal copies.
 """
 
 from planner.config import ExpertSlots, ParallelConfig, Placement
