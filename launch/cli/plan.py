@@ -76,7 +76,11 @@ def run(
     read_rate: replan.ReadRate = None,
     as_json: Json = False,
 ) -> int:
-    """Choose the parallel layout that trains MODEL fastest, or with --from, plan again."""
+    """Choose the parallel layout that trains MODEL fastest.
+
+    With --from: plan again for what is there now, say what moves and what it costs. Exit 0: go on
+    with the old plan; 4: restart with the new one; 3: nothing fits.
+    """
     from launch.artifact import read_profile, write_atomic
     from planner.given import LayoutFile, plan_for
     from planner.search import make_plan

@@ -24,7 +24,7 @@ _MOST_NODES = 12
 """Nodes that are shown one by one."""
 From = Annotated[
     Path | None,
-    typer.Option("--from", help="Plan again from this plan: its model, job, options."),
+    typer.Option("--from", help="Plan again from this plan, save new-plan.json."),
 ]
 Lost = Annotated[
     str | None,
@@ -217,7 +217,7 @@ def _size(num_bytes: int) -> str:
 
 _WAYS = {
     "checkpoint": "new plan, from the checkpoint",
-    "survivors": "new plan, from the survivors' memory",
+    "survivors": "new plan, from survivors' memory",
     "beginning": "new plan, from step 0",
     "fewer_replicas": "old shape, fewer replicas",
     "keep": "old plan, on what is there now",
