@@ -10,7 +10,7 @@ from launch.collect import OBSERVED_NAME, collect
 from launch.recipe import FILE_NAME, Recipe, read_recipe
 from launch.records import rank_files, read_rank_file
 from planner.plan import Plan
-from planner.replan import Situation
+from planner.ways import Situation
 from profiler.codec import replace
 from profiler.errors import UserError
 

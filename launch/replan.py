@@ -47,6 +47,11 @@ def plan_again(old: Plan, changes: Changes, note: Note) -> Plan:
     plan's measurements do not speak of the nodes as they are now.
     """
     model = changes.model or old.model
+    if replace(model, name=old.model.name) != old.model:
+        raise UserError(
+            f"`{model.name}` is another model than the old plan's, `{old.model.name}`",
+            hint="leave `--model` out: what was trained goes on",
+        )
     job = build(JobSpec, to_plain(old.job) | dict(changes.job), "command line")
     cluster = _cluster(old, changes)
     facts = _facts(old, changes, model, job, cluster)

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from launch.replan import Changes
     from planner.moves import Moves
     from planner.plan import Plan
-    from planner.replan import Replan, Situation, Way
+    from planner.replan import Replan
+    from planner.ways import Situation, Way
 
 DEFAULT_OUT = Path("new-plan.json")
 _MOST_NODES = 12
@@ -123,7 +124,7 @@ def _nodes(text: str) -> tuple[int, ...]:
 
 def _situation(asked: Asked, old: "Plan") -> "Situation":
     from launch.progress import situation_of
-    from planner.replan import Situation
+    from planner.ways import Situation
     from profiler.codec import replace
 
     known = situation_of(asked.run, old) if asked.run else Situation()

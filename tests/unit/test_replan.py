@@ -4,9 +4,10 @@ import pytest
 
 from launch.replan import Changes, plan_again
 from planner.plan import Plan, SearchOptions, plan_id
-from planner.replan import ASSUMED_RESTART_S, Replan, Situation, make_replan
+from planner.replan import Replan, make_replan
 from planner.search import make_plan
 from planner.survivors import survivors
+from planner.ways import ASSUMED_RESTART_S, Situation
 from profiler.codec import replace
 from profiler.errors import UserError
 
@@ -163,3 +164,12 @@ def test_a_layout_without_a_prediction_has_moves_and_no_times(old):
     found = make_replan(plan, plan, left, Situation(checkpoint_every=4))
     assert found.moves.need_bytes > 0
     assert (found.ways, found.new_step_s) == ((), None)
+
+
+def test_another_batch_is_another_training_and_another_model_is_refused(old):
+    _, found = again(old, Changes(cluster=old.cluster, job={"global_batch": 16}))
+    assert found.verdict == "restart"
+    with pytest.raises(UserError, match="another model"):
+        plan_again(old, Changes(lost=(0, 1), model=facts.model(num_layers=5)), print)
+    renamed = Changes(cluster=old.cluster, model=facts.model(name="the same"))
+    assert again(old, renamed)[1].verdict == "keep"
