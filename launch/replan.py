@@ -15,6 +15,7 @@ from planner.survivors import measured_for, without
 from profiler.analytic import analytic_profile
 from profiler.cluster import ClusterSpec
 from profiler.codec import build, decode, read_text, replace, to_plain
+from profiler.config_json import first_difference
 from profiler.errors import UserError
 from profiler.job import JobSpec
 from profiler.model import ModelSpec
@@ -47,7 +48,7 @@ def plan_again(old: Plan, changes: Changes, note: Note) -> Plan:
     plan's measurements do not speak of the nodes as they are now.
     """
     model = changes.model or old.model
-    if replace(model, name=old.model.name) != old.model:
+    if first_difference(model, old.model):
         raise UserError(
             f"`{model.name}` is another model than the old plan's, `{old.model.name}`",
             hint="leave `--model` out: what was trained goes on",

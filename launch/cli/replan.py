@@ -9,20 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from launch.cli.exit import Exit
+from launch.cli.moves_text import MOST_NODES, by_node, totals
 from launch.cli.options import search_options
 from launch.cli.terminal import bold, note, say
 from profiler.errors import UserError
 
 if TYPE_CHECKING:
     from launch.replan import Changes
-    from planner.moves import Moves
     from planner.plan import Plan
     from planner.replan import Replan
     from planner.ways import Situation, Way
 
 DEFAULT_OUT = Path("new-plan.json")
-_MOST_NODES = 12
-"""Nodes that are shown one by one."""
 From = Annotated[
     Path | None,
     typer.Option("--from", help="Plan again from this plan, save new-plan.json."),
@@ -156,9 +154,7 @@ def _print(old: "Plan", new: "Plan", found: "Replan", *, guessed: bool) -> None:
     if found.verdict == "keep":
         say("\nThe layout stays as it is: nothing moves, go on with the old plan")
         return
-    for line in _moves_lines(found.moves):
-        say(line)
-    for line in _ways_lines(found):
+    for line in (*totals(found.moves), *by_node(found.moves), *_ways_lines(found)):
         say(line)
 
 
@@ -167,53 +163,13 @@ def _nodes_lines(old: "Plan", found: "Replan", *, guessed: bool) -> list[str]:
     total = len(found.nodes) - sum(n is None for n in found.nodes) + len(found.lost_nodes)
     lines = []
     if found.lost_nodes:
-        shown = ", ".join(str(n) for n in found.lost_nodes[:_MOST_NODES])
-        more = ", ..." if len(found.lost_nodes) > _MOST_NODES else ""
+        shown = ", ".join(str(n) for n in found.lost_nodes[:MOST_NODES])
+        more = ", ..." if len(found.lost_nodes) > MOST_NODES else ""
         which = "; taken to be the last, as no `--lost` says" if guessed else ""
         lines.append(f"Gone: node {shown}{more} of 0 to {total - 1}{which}")
     if came := sum(n is None for n in found.nodes):
         lines.append(f"New: {came} {'node' if came == 1 else 'nodes'}")
     return [part for line in lines for part in textwrap.wrap(line, 80)]
-
-
-def _moves_lines(moves: "Moves") -> list[str]:
-    """Bytes by where they are; by node where there are few."""
-    from launch.cli.render import size
-
-    whole = "" if moves.exact else ", by parts of blocks"
-    rows = (
-        ("needed on all ranks", moves.need_bytes),
-        ("held there already", moves.held_bytes),
-        ("held by other ranks", moves.fetched_bytes),
-        ("in the checkpoint alone", moves.from_checkpoint_bytes),
-    )
-    lines = [f"\nState: {size(moves.state_bytes)} in one copy, 12 bytes per parameter{whole}"]
-    lines += [f"  {name:<26}{_size(value):>12}" for name, value in rows]
-    nodes = sorted({rank.node for rank in moves.ranks})
-    if 1 < len(nodes) <= _MOST_NODES:
-        lines += _matrix(moves, nodes)
-    return lines
-
-
-def _matrix(moves: "Moves", nodes: list[int]) -> list[str]:
-    """Per node what it has, what it fetches from itself and others, what it lacks."""
-    lines = [f"\n  {'node':<6}{'has':>12}{'from itself':>14}{'from others':>14}{'checkpoint':>13}"]
-    for node in nodes:
-        own = [rank for rank in moves.ranks if rank.node == node]
-        inside = sum(f.num_bytes for f in moves.flows if f.source == f.target == node)
-        fetched = sum(rank.fetched_bytes for rank in own)
-        has, lost = (sum(getattr(r, name) for r in own) for name in ("held_bytes", "lost_bytes"))
-        lines.append(
-            f"  {node:<6}{_size(has):>12}{_size(inside):>14}{_size(fetched - inside):>14}"
-            f"{_size(lost):>13}"
-        )
-    return lines
-
-
-def _size(num_bytes: int) -> str:
-    from launch.cli.render import size
-
-    return size(num_bytes) if num_bytes else "-"
 
 
 _WAYS = {
