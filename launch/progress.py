@@ -62,7 +62,7 @@ def _checkpoint_step(run_dir: Path, recipe: Recipe) -> int | None:
 
 
 def _startup_s(run_dir: Path) -> float | None:
-    """From the start of the slowest rank's process to its first step."""
+    """From the start of torchrun to the slowest rank's first step."""
     try:
         headers = [read_rank_file(path)[0] for path in rank_files(run_dir)]
     except (OSError, ValueError, json.JSONDecodeError):

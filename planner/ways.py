@@ -71,7 +71,7 @@ class Situation:
     step_s: float | None = None
     """Observed."""
     startup_s: float | None = None
-    """Observed, from the start of a rank's process to its first step."""
+    """Observed, from the start of torchrun to the first step."""
     restart_s: float | None = None
     """Given by the user."""
     read_bytes_per_s: float | None = None
@@ -164,7 +164,7 @@ class Ways:
         if s.restart_s is not None:
             return Figure(value=s.restart_s, source="given", how="`--restart-s`")
         if s.startup_s is not None:
-            how = "from the start of a rank's process to its first step"
+            how = "from the start of torchrun to the first step"
             return Figure(value=s.startup_s, source="measured", how=how)
         return Figure(
             value=ASSUMED_RESTART_S, source="assumed", how="`--restart-s` or `--run` say better"

@@ -166,7 +166,8 @@ def _nodes_lines(old: "Plan", found: "Replan", *, guessed: bool) -> list[str]:
         shown = ", ".join(str(n) for n in found.lost_nodes[:MOST_NODES])
         more = ", ..." if len(found.lost_nodes) > MOST_NODES else ""
         which = "; taken to be the last, as no `--lost` says" if guessed else ""
-        lines.append(f"Gone: node {shown}{more} of 0 to {total - 1}{which}")
+        word = "node" if len(found.lost_nodes) == 1 else "nodes"
+        lines.append(f"Gone: {word} {shown}{more} of 0 to {total - 1}{which}")
     if came := sum(n is None for n in found.nodes):
         lines.append(f"New: {came} {'node' if came == 1 else 'nodes'}")
     return [part for line in lines for part in textwrap.wrap(line, 80)]
@@ -192,7 +193,9 @@ def _ways_lines(found: "Replan") -> list[str]:
     for name, figure in found.facts.items():
         unit = f"{figure.value:g} steps" if name == "again" else seconds(figure.value)
         text = f"{name}: {unit}, {figure.source}: {figure.how}"
-        lines += textwrap.wrap(text, 78, initial_indent="  ", subsequent_indent="    ")
+        lines += textwrap.wrap(
+            text, 78, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False
+        )
     if any(way.name == "survivors" for way in found.ways):
         text = "From memory: for software that moves state; `launch` goes by checkpoints"
         lines += textwrap.wrap(text, 80)

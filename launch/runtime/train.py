@@ -94,13 +94,17 @@ def _choose_interface(plan: Plan) -> None:
         os.environ[variable] = names[node]
 
 
-def _startup_s() -> float | None:
-    """Seconds since this process began (proc(5), field 22 of stat); None where nobody says."""
+def _startup_s(attempt: int) -> float | None:
+    """Seconds since the torchrun that started this process began, or where that has started ranks
+    before, since the process did (proc(5), field 22 of stat); None where nobody says."""
+    by_torchrun = attempt == 0 and "TORCHELASTIC_RUN_ID" in os.environ
+    process = str(os.getppid()) if by_torchrun else "self"
     try:
-        fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        text = Path(f"/proc/{process}/stat").read_text(encoding="utf-8")
     except OSError:
         return None
-    ticks, clock = int(fields[19]), getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+    ticks = int(text.rpartition(")")[2].split()[19])  # names may hold spaces and brackets
+    clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
     return time.clock_gettime(clock) - ticks / os.sysconf("SC_CLK_TCK")
 
 
@@ -219,7 +223,7 @@ class _Run:
     def steps(self) -> None:
         """All steps that are left; checkpoints on the way, and at the end."""
         every, total = self.recipe.checkpoint_every, self.recipe.total_steps
-        self.startup_s = _startup_s()
+        self.startup_s = _startup_s(self.attempt)
         gc.freeze()  # what lives to the end need not be looked at again during steps
         for step in range(self.first, total):
             self._one(step)
