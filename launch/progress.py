@@ -9,8 +9,10 @@ from launch.checkpoints import checkpoint_root, complete_checkpoints, step_of
 from launch.collect import OBSERVED_NAME, collect
 from launch.recipe import FILE_NAME, Recipe, read_recipe
 from launch.records import rank_files, read_rank_file
+from planner.holdings import Holdings
 from planner.plan import Plan
 from planner.ways import Situation
+from planner.where import nodes_of_devices
 from profiler.codec import replace
 from profiler.errors import UserError
 
@@ -50,6 +52,17 @@ def situation_of(run_dir: Path, plan: Plan) -> Situation:
         steps_done=max(observed.steps_done, known.steps_done or 0),
         step_s=statistics.median(periods) if periods else None,
     )
+
+
+def hosts_of(run_dir: Path, plan: Plan) -> tuple[str, ...]:
+    """Host of each node of the plan's cluster, as the ranks of a run wrote it; empty: unknown."""
+    node_of = nodes_of_devices(plan.cluster)
+    hosts = [""] * (node_of[-1] + 1)
+    chosen = plan.chosen
+    devices = Holdings(plan.model, chosen.config, chosen.placement).devices
+    for path, device in zip(rank_files(run_dir), devices, strict=False):
+        hosts[node_of[device]] = str(read_rank_file(path)[0].get("host", ""))
+    return tuple(hosts)
 
 
 def _checkpoint_step(run_dir: Path, recipe: Recipe) -> int | None:

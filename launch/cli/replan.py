@@ -27,7 +27,7 @@ From = Annotated[
 ]
 Lost = Annotated[
     str | None,
-    typer.Option(help="With --from: nodes that are gone, from 0 in rank order: 2,5."),
+    typer.Option(help="With --from: nodes that are gone, from 0: 2,5; or hosts of --run."),
 ]
 Run = Annotated[
     Path | None, typer.Option("--run", help="With --from: folder of the run that it is about.")
@@ -70,8 +70,8 @@ def run(asked: Asked, typed: Mapping[str, Any], out: Path | None, *, as_json: bo
     from profiler.codec import encode
 
     old = read_plan(asked.plan)
-    changes = _changes(asked, typed)
     situation = _situation(asked, old)
+    changes = _changes(asked, old, typed)
     new = plan_again(old, changes, note)
     left = survivors(old.cluster, new.cluster, changes.lost)
     found = make_replan(old, new, left, situation)
@@ -84,7 +84,7 @@ def run(asked: Asked, typed: Mapping[str, Any], out: Path | None, *, as_json: bo
     return Exit.OK if found.verdict == "keep" else Exit.DIFFERS
 
 
-def _changes(asked: Asked, typed: Mapping[str, Any]) -> "Changes":
+def _changes(asked: Asked, old: "Plan", typed: Mapping[str, Any]) -> "Changes":
     from launch.artifact import read_profile
     from launch.replan import Changes
     from profiler.catalog import resolve_cluster, resolve_model
@@ -100,7 +100,7 @@ def _changes(asked: Asked, typed: Mapping[str, Any]) -> "Changes":
     return Changes(
         cluster=resolve_cluster(typed["cluster"]) if "cluster" in typed else None,
         profile=read_profile(typed["profile"]) if "profile" in typed else None,
-        lost=_nodes(asked.lost) if asked.lost else (),
+        lost=_nodes(asked, old) if asked.lost else (),
         model=resolve_model(typed["model"]) if "model" in typed else None,
         software=typed.get("software"),
         job={name: typed[name] for name in names if name in typed},
@@ -112,12 +112,30 @@ def _changes(asked: Asked, typed: Mapping[str, Any]) -> "Changes":
 _OPTIONS = ("pin", "forbid", "top", "objective", "devices")
 
 
-def _nodes(text: str) -> tuple[int, ...]:
-    """`2,5` -> (2, 5), ascending and without repeats."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdigit() and len(part) <= 9 for part in parts):
-        raise UserError(f"`--lost {text[:40]}` is not a list of nodes", hint="like 2,5; from 0")
-    return tuple(sorted({int(part) for part in parts}))
+def _nodes(asked: Asked, old: "Plan") -> tuple[int, ...]:
+    """`2,5`, or hosts of the run: `host2,host5` -> (2, 5), ascending and without repeats."""
+    text = asked.lost or ""
+    found: set[int] = set()
+    hosts: tuple[str, ...] = ()
+    for part in (part.strip() for part in text.split(",")):
+        if part.isdigit() and len(part) <= 9:
+            found.add(int(part))
+            continue
+        if asked.run is not None and not hosts:
+            from launch.progress import hosts_of
+
+            hosts = hosts_of(asked.run, old)
+        own = {node for node, host in enumerate(hosts) if part and host == part}
+        if not own:
+            known = ", ".join(dict.fromkeys(host for host in hosts if host))
+            raise UserError(
+                f"`--lost {text[:40]}`: `{part[:40]}` is no node",
+                hint=f"the run's hosts are {known}"
+                if known
+                else "like 2,5; from 0; with `--run` also the names of its hosts",
+            )
+        found |= own
+    return tuple(sorted(found))
 
 
 def _situation(asked: Asked, old: "Plan") -> "Situation":

@@ -91,8 +91,9 @@ def test_where_nothing_fits_the_code_is_3_and_nothing_is_saved(meshwright):
     [
         ((), 1, "nothing says what is there now"),
         (("--lost", "4"), 1, "has nodes 0 to 3"),
-        (("--lost", "-1"), 1, "is not a list of nodes"),
-        (("--lost", "one"), 1, "is not a list of nodes"),
+        (("--lost", "-1"), 1, "`-1` is no node"),
+        (("--lost", "1,"), 1, "`` is no node"),
+        (("--lost", "one"), 1, "`one` is no node"),
         (("--lost", "0,1,2,3"), 3, "no node is left"),
         (("--lost", "1", "--pin", "tp=3"), 3, "is possible"),
         (("--lost", "1", "--run", "nowhere"), 1, "no such folder"),
@@ -128,7 +129,7 @@ def run_of(plan: Path, folder: Path, num_ranks: int) -> Path:
     (folder / "recipe.json").write_text(encode(recipe))
     complete_folder(checkpoint_root(folder), 5).mkdir(parents=True)
     for rank in range(num_ranks):
-        header = {"rank": rank, "coordinate": {}, "host": "h", "device": "cpu", "torch": "2",
+        header = {"rank": rank, "coordinate": {}, "host": f"h{rank}", "device": "cpu", "torch": "2",
                   "memory": None, "startup_s": 11.0 + rank}  # fmt: skip
         rows = [step(i, 2.0 * i, 2.0 * (i + 1), [], loss=1.0) for i in range(7 + (rank == 0))]
         text = "".join(json.dumps(row) + "\n" for row in (header, *rows))
@@ -149,6 +150,10 @@ def test_a_run_says_what_was_measured(meshwright, tmp_path):
     predicted = [json.loads(Path(name).read_text())["chosen"]["estimate"]["step_s"]
                  for name in ("plan.json", "new-plan.json")]  # fmt: skip
     assert document["new_step_s"] == pytest.approx(2.0 * predicted[1] / predicted[0])
+    by_name = ("--lost", "h1", "--run", run, "--pin", "pp=1", "--json")
+    assert json.loads(meshwright(*AGAIN, *by_name).out) == document
+    unknown = meshwright(*AGAIN, "--lost", "h7", "--run", run)
+    assert (unknown.code, "the run's hosts are h0, h1" in unknown.err) == (1, True)
     other = meshwright("plan", "--from", "new-plan.json", "-c", "cpu-1x1", "--run", run)
     assert (other.code, "the run is of plan" in other.err) == (5, True)
 
