@@ -88,7 +88,7 @@ def even_blocks(num_blocks: int, num_stages: int) -> tuple[tuple[int, int], ...]
     return tuple(pairwise(ends))
 
 
-def _candidate(costs: Costs, config: ParallelConfig, placement: Placement) -> Candidate:
+def candidate_of(costs: Costs, config: ParallelConfig, placement: Placement) -> Candidate:
     """The layout with its cost, where the cost model and the profile reach it."""
     if not costs.covers(config, placement):
         return Candidate(config=config, placement=placement, estimate=None)
@@ -132,7 +132,7 @@ def plan_for(
         check_layout(model, job, config, placement, place)
     except UserError as e:  # a table that cannot be read does not know its file
         raise UserError(e.message, hint=e.hint, place=e.place or place) from None
-    chosen = _candidate(cost_model(model, job, profile), config, placement)
+    chosen = candidate_of(cost_model(model, job, profile), config, placement)
     plan = Plan(
         id="",
         model=model,

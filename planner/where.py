@@ -1,4 +1,4 @@
-"""On which node groups of a cluster the pipeline ranks of a layout are."""
+"""On which nodes and node groups of a cluster the devices and ranks of a layout are."""
 
 from bisect import bisect_left
 from itertools import pairwise
@@ -13,6 +13,12 @@ def starts_of(cluster: ClusterSpec) -> tuple[int, ...]:
     for group in cluster.groups:
         starts.append(starts[-1] + group.num_nodes * group.devices_per_node)
     return tuple(starts)
+
+
+def nodes_of_devices(cluster: ClusterSpec) -> tuple[int, ...]:
+    """Node, numbered over all groups, of each device in the cluster's order."""
+    sizes = [g.devices_per_node for g in cluster.groups for _ in range(g.num_nodes)]
+    return tuple(node for node, size in enumerate(sizes) for _ in range(size))
 
 
 def groups_of_ranks(

@@ -7,13 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from launch.cli.exit import Exit
+from launch.cli.moves_text import totals
 from launch.cli.options import Json, PlanFile
 from launch.cli.terminal import say
 
 if TYPE_CHECKING:
+    from planner.moves import Moves
     from planner.plan import Plan
 
 Pair = tuple[float, float]
+_MOVES = (
+    "state_bytes", "need_bytes", "held_bytes", "fetched_bytes", "from_checkpoint_bytes",
+)  # fmt: skip
 _COSTS = ("step_s", "compute_s", "p2p_s", "collective_s", "idle_s", "peak_bytes")
 
 
@@ -23,7 +28,7 @@ def run(
     exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit 4 if they differ.")] = False,
     as_json: Json = False,
 ) -> int:
-    """Compare two plans: inputs, layout, cost, where time and memory go."""
+    """Compare two plans: inputs, layout, cost, where time and memory go, what state moves."""
     from launch.artifact import read_plan
     from profiler.codec import canonical, to_plain
 
@@ -38,22 +43,42 @@ def run(
     names = _COSTS if known else ()
     costs = {n: (getattr(a.chosen.cost, n), getattr(b.chosen.cost, n)) for n in names}
     terms, memory = (_terms(a, b), _memory(a, b)) if known else ({}, {})
+    moves = _moves(a, b)
     if as_json:
         document = {
-            "format_version": "1.0",
+            "format_version": "1.1",
             "kind": "diff",
             "plans": [a.id, b.id],
             "changes": [{"path": p, "old": o, "new": n} for p, o, n in changes],
             "costs": {name: list(pair) for name, pair in costs.items()},
             "terms": {name: list(pair) for name, pair in terms.items()},
             "memory": {name: list(pair) for name, pair in memory.items()},
+            "moves": {name: getattr(moves, name) for name in _MOVES} if moves else None,
         }
         typer.echo(canonical(document), nl=False)
     else:
         _print(a.id, b.id, changes)
         if a.id != b.id:
             _print_costs(costs, terms, memory)
+        for line in totals(moves) if moves else ():
+            say(line)
     return Exit.DIFFERS if exit_code and a.id != b.id else Exit.OK
+
+
+def _moves(a: "Plan", b: "Plan") -> "Moves | None":
+    """What moves from one layout to the other, no node being lost; None where they are equal, or of
+    other models."""
+    from planner.holdings import Holdings
+    from planner.moves import moves_of
+    from planner.survivors import survivors
+    from profiler.config_json import first_difference
+
+    x, y = a.chosen, b.chosen
+    if first_difference(a.model, b.model) or (x.config, x.placement) == (y.config, y.placement):
+        return None
+    before, after = (Holdings(a.model, c.config, c.placement) for c in (x, y))
+    now = survivors(a.cluster, b.cluster, ()).devices
+    return moves_of(a.model, before, after, now, b.cluster)
 
 
 def _changes(old: Any, new: Any, path: str) -> list[tuple[str, Any, Any]]:

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from profiler.job import Precision
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
-Model = Annotated[
-    str, typer.Option("-m", "--model", help="Hugging Face config.json, or a catalogue name.")
-]
+_MODEL = typer.Option("-m", "--model", help="Hugging Face config.json, or a catalogue name.")
+Model = Annotated[str, _MODEL]
+OptionalModel = Annotated[str | None, _MODEL]
 PlanFile = Annotated[Path, typer.Argument(help="plan.json", metavar="PLAN", show_default=False)]
 
 

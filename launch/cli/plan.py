@@ -1,11 +1,13 @@
 """`meshwright plan`: choose the layout, show the table, save `plan.json`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from launch.cli.options import Json, Model, default_precision, search_options
+from launch.cli import replan
+from launch.cli.exit import Exit
+from launch.cli.options import Json, OptionalModel, default_precision, search_options
 from launch.cli.terminal import bold, note, say
 from profiler.errors import UserError
 
@@ -15,6 +17,13 @@ if TYPE_CHECKING:
     from profiler.job import JobSpec
     from profiler.profile import Profile
 
+_WITH_FROM = {
+    "lost": "--lost",
+    "run_dir": "--run",
+    "checkpoint_every": "--checkpoint-every",
+    "restart_s": "--restart-s",
+    "read_rate": "--read-rate",
+}
 Cluster = Annotated[
     str | None,
     typer.Option("-c", "--cluster", help="Cluster YAML, or a name like h100-2x8."),
@@ -22,7 +31,8 @@ Cluster = Annotated[
 
 
 def run(
-    model: Model,
+    ctx: typer.Context,
+    model: OptionalModel = None,
     cluster: Cluster = None,
     profile: Annotated[
         Path | None, typer.Option("--profile", help="profile.json of `meshwright profile`.")
@@ -65,9 +75,19 @@ def run(
     ] = None,
     top: Annotated[int, typer.Option(min=0, max=1000, help="Alternatives to keep.")] = 5,
     out: Annotated[Path, typer.Option("-o", "--out", help="Where to save.")] = Path("plan.json"),
+    from_: replan.From = None,
+    lost: replan.Lost = None,
+    run_dir: replan.Run = None,
+    checkpoint_every: replan.Every = None,
+    restart_s: replan.Restart = None,
+    read_rate: replan.ReadRate = None,
     as_json: Json = False,
-) -> None:
-    """Choose the parallel layout that trains MODEL fastest."""
+) -> int:
+    """Choose the parallel layout that trains MODEL fastest.
+
+    With --from: plan again for what is there now, say what moves and what it costs. Exit 0: go on
+    with the old plan; 4: restart with the new one; 3: nothing fits.
+    """
     from launch.artifact import read_profile, write_atomic
     from planner.given import LayoutFile, plan_for
     from planner.search import make_plan
@@ -75,8 +95,19 @@ def run(
     from profiler.catalog import resolve_cluster, resolve_model
     from profiler.codec import decode, encode, read_text
 
-    options = search_options(pin or [], forbid or [], top, objective, devices)
     _check_out(out)
+    typed = _typed(ctx)
+    if from_ is not None:
+        asked = replan.Asked(
+            plan=from_, lost=lost, run=run_dir, checkpoint_every=checkpoint_every,
+            restart_s=restart_s, read_rate=read_rate,
+        )  # fmt: skip
+        return replan.run(asked, typed, typed.get("out"), as_json=as_json)
+    if alone := [text for name, text in _WITH_FROM.items() if name in typed]:
+        raise UserError(f"`{alone[0]}` goes with `--from`", hint="give the plan to plan again from")
+    if model is None:
+        ctx.fail("Missing option '-m' / '--model'.")
+    options = search_options(pin or [], forbid or [], top, objective, devices)
     spec = resolve_model(model)
     measured = read_profile(profile) if profile else None
     if links is not None:
@@ -108,6 +139,16 @@ def run(
     note(f"Saved the plan to: `{out}`")
     if not as_json and _runnable(result):
         say(f"\nTo run it:\n    meshwright launch {out}")
+    return Exit.OK
+
+
+def _typed(ctx: typer.Context) -> dict[str, Any]:
+    """The options that were given on the command line."""
+    return {
+        name: value
+        for name, value in ctx.params.items()
+        if getattr(ctx.get_parameter_source(name), "name", "") != "DEFAULT"
+    }
 
 
 def _runnable(plan: "Plan") -> bool:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from launch.runtime.context import ContextAttention, sequence_index
-from launch.runtime.experts import ExpertPlace, Experts, MoE, contiguous_slots
+from launch.runtime.experts import ExpertPlace, Experts, MoE
 from launch.runtime.mesh import Mesh
 from launch.runtime.model import Attention, Context, Stage
 from launch.runtime.pieces import Held
@@ -15,6 +15,7 @@ from launch.runtime.record import Recorder
 from launch.runtime.shard import shard_stage
 from launch.runtime.tensor import shard_block, token_loss
 from planner.config import ParallelConfig, Placement
+from planner.holdings import contiguous_slots
 from profiler.job import JobSpec
 from profiler.model import ModelSpec
 

@@ -39,11 +39,11 @@ from launch.checkpoints import (
     sweep,
 )
 from launch.runtime.boxes import Box, BoxLoadPlanner, BoxSavePlanner
-from launch.runtime.hf_names import canonical_names
 from launch.runtime.pieces import Chunk
 from launch.runtime.trainer import Trainer
 from profiler.errors import UserError
 from profiler.model import ModelSpec
+from profiler.tensors import canonical_names
 
 WRITING = datetime.timedelta(hours=12)
 """Patience of ranks with one that still writes or seals."""

@@ -24,14 +24,8 @@ from launch.runtime.norm import replicated
 from launch.runtime.record import Recorder
 from launch.runtime.routing import Router, kept_choices
 from planner.config import ExpertSlots
+from planner.holdings import contiguous_slots
 from profiler.model import ModelSpec
-
-
-def contiguous_slots(num_experts: int, ep: int) -> ExpertSlots:
-    """Consecutive experts, equally many per rank."""
-    per_rank = num_experts // ep
-    ranks = range(ep)
-    return ExpertSlots(slots=tuple(tuple(range(r * per_rank, (r + 1) * per_rank)) for r in ranks))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,10 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from launch.runtime.checkpoint import check_names
-from launch.runtime.huggingface import canonical_names, write_hf
+from launch.runtime.huggingface import write_hf
 from launch.runtime.trainer import DTYPES
 from profiler.model import ModelSpec
+from profiler.tensors import canonical_names
 
 
 class _Reader(FileSystemReader):

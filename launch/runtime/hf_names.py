@@ -18,8 +18,6 @@ names on disk are those that `from_pretrained` reads and `save_pretrained` write
 
 from profiler.model import ModelSpec
 
-Shapes = dict[str, tuple[int, ...]]
-
 _WHOLE = {
     "attention_norm.weight": "input_layernorm.weight",
     "ffn_norm.weight": "post_attention_layernorm.weight",
@@ -28,65 +26,6 @@ _WHOLE = {
     "ffn.shared_gate.weight": "mlp.shared_expert_gate.weight",
 }
 _MIXTRAL = {"gate": "w1", "up": "w3", "down": "w2"}
-
-
-def canonical_names(model: ModelSpec) -> Shapes:
-    """Canonical name -> full shape of every tensor of the model, in the order of its blocks.
-
-    A tied head's matrix is left out; the buffer that biases the choice of experts is there.
-    """
-    shapes: Shapes = {"blocks.0.weight": (model.vocab_size, model.hidden_size)}
-    for i, kind in enumerate(model.blocks):
-        if kind in ("dense", "moe"):
-            layer = _attention_shapes(model) | (
-                _moe_shapes(model) if kind == "moe" else _dense_shapes(model)
-            )
-            shapes |= {f"blocks.{i}.{name}": shape for name, shape in layer.items()}
-    head = f"blocks.{model.num_layers + 1}"
-    shapes[f"{head}.norm.weight"] = (model.hidden_size,)
-    if not model.tie_embeddings:
-        shapes[f"{head}.output.weight"] = (model.vocab_size, model.hidden_size)
-    return shapes
-
-
-def _attention_shapes(model: ModelSpec) -> Shapes:
-    h, d = model.hidden_size, model.head_dim
-    q, kv = model.num_heads * d, model.num_kv_heads * d
-    shapes: Shapes = {"attention_norm.weight": (h,)}
-    for name, rows in (("q", q), ("k", kv), ("v", kv)):
-        shapes[f"attention.{name}.weight"] = (rows, h)
-        if model.qkv_bias:
-            shapes[f"attention.{name}.bias"] = (rows,)
-    shapes["attention.o.weight"] = (h, q)
-    if model.qk_norm:
-        shapes |= {"attention.q_norm.weight": (d,), "attention.k_norm.weight": (d,)}
-    return shapes | {"ffn_norm.weight": (h,)}
-
-
-def _swiglu_shapes(prefix: str, hidden: int, width: int, suffix: str = ".weight") -> Shapes:
-    return {
-        f"{prefix}.gate{suffix}": (width, hidden),
-        f"{prefix}.up{suffix}": (width, hidden),
-        f"{prefix}.down{suffix}": (hidden, width),
-    }
-
-
-def _dense_shapes(model: ModelSpec) -> Shapes:
-    return _swiglu_shapes("ffn", model.hidden_size, model.ffn_hidden_size)
-
-
-def _moe_shapes(model: ModelSpec) -> Shapes:
-    h, e = model.hidden_size, model.num_experts
-    shapes: Shapes = {"ffn.router.weight": (e, h)}
-    if model.router_bias:
-        shapes["ffn.router.bias"] = (e,)
-    for expert in range(e):
-        shapes |= _swiglu_shapes(f"ffn.experts.{expert}", h, model.expert_width, suffix="")
-    if model.shared_ffn_hidden_size:
-        shapes |= _swiglu_shapes("ffn.shared", h, model.shared_ffn_hidden_size)
-    if model.shared_gate:
-        shapes["ffn.shared_gate.weight"] = (1, h)
-    return shapes
 
 
 def hf_name(model: ModelSpec, name: str) -> str:

@@ -20,14 +20,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from launch.runtime.hf_names import canonical_names, hf_name
+from launch.runtime.hf_names import hf_name
 from profiler.codec import canonical, parse, read_text
 from profiler.config_json import config_json, first_difference
 from profiler.errors import UserError
 from profiler.huggingface import FILE_NAME, read_model
 from profiler.model import ModelSpec
+from profiler.tensors import canonical_names
 
-__all__ = ["HfWeights", "canonical_names", "config_json", "hf_name", "write_hf"]
+__all__ = ["HfWeights", "config_json", "hf_name", "write_hf"]
 
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"

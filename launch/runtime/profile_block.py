@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from launch.runtime.experts import ExpertPlace, MoE, contiguous_slots
+from launch.runtime.experts import ExpertPlace, MoE
 from launch.runtime.model import Layer, build_block
 from launch.runtime.pieces import INIT_STD, local_tensor
 from launch.runtime.record import Recorder
 from launch.runtime.sync import GradientSync, Groups, flat, in_buckets, plain_held, take_grad
 from launch.runtime.tensor import loss_context, shard_block, token_loss
+from planner.holdings import contiguous_slots
 from profiler.measure.blocks import BlockSetup
 from profiler.measure.cases import BlockCase, ProfileInputs
 from profiler.measure.links import leader_decides, mean_over

@@ -30,6 +30,7 @@ from launch.runtime.model import Layer, Stage
 from launch.runtime.pieces import Chunk, Held, chunks_of, narrow
 from launch.runtime.record import Recorder
 from planner.config import ParallelConfig, ZeroStage
+from planner.holdings import part_of
 from profiler.model import ModelSpec
 
 
@@ -181,7 +182,7 @@ def _apply(
         own = [n for n, p in block.named_parameters() if ".experts." not in f".{n}"]
         for leaf in own:
             full = f"blocks.{name}.{leaf}"
-            start, length = _part(chunks[full][0].size[0], group.rank(), group.size())
+            start, length = part_of(chunks[full][0].size[0], group.rank(), group.size())
             out[full] = narrow(chunks[full], 0, start, length)
         _fully_shard(block, flat, recorder, "fsdp", zero, policy, ignored_params=ignored or None)
         _gather_alike(block, before)
@@ -224,20 +225,13 @@ def _shard_experts(
     out = {}
     for leaf, parameter in experts.named_parameters():
         dim = _shard_dim(parameter, group.size())
-        start, length = _part(parameter.shape[dim], group.rank(), group.size())
+        start, length = part_of(parameter.shape[dim], group.rank(), group.size())
         out[prefix + leaf] = narrow(chunks[prefix + leaf], dim, start, length)
     _fully_shard(
         experts, mesh.expert_mesh(), recorder, "edp", zero, policy,
         shard_placement_fn=lambda p: Shard(_shard_dim(p, group.size())),
     )  # fmt: skip
     return out
-
-
-def _part(size: int, rank: int, ranks: int) -> tuple[int, int]:
-    """Start and length of a rank's part of `size` rows, as `torch.chunk` deals them out."""
-    each = -(-size // ranks)
-    start = min(rank * each, size)
-    return start, min(each, size - start)
 
 
 def before_backward(stage: nn.Module, zero: ZeroStage, *, last: bool) -> None:

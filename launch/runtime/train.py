@@ -17,6 +17,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -93,8 +94,25 @@ def _choose_interface(plan: Plan) -> None:
         os.environ[variable] = names[node]
 
 
-def _header(mesh: Mesh, device: torch.device, memory: dict[str, Any] | None) -> dict[str, Any]:
+def _startup_s(attempt: int) -> float | None:
+    """Seconds since the torchrun that started this process began, or where that has started ranks
+    before, since the process did (proc(5), field 22 of stat); None where nobody says."""
+    by_torchrun = attempt == 0 and "TORCHELASTIC_RUN_ID" in os.environ
+    process = str(os.getppid()) if by_torchrun else "self"
+    try:
+        text = Path(f"/proc/{process}/stat").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    ticks = int(text.rpartition(")")[2].split()[19])  # names may hold spaces and brackets
+    clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+    return time.clock_gettime(clock) - ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _header(
+    mesh: Mesh, device: torch.device, memory: dict[str, Any] | None, startup_s: float | None
+) -> dict[str, Any]:
     return {
+        "startup_s": startup_s,
         "rank": mesh.rank,
         "coordinate": dict(mesh.coordinate),
         "host": socket.gethostname(),
@@ -181,6 +199,7 @@ class _Run:
         self.first = self._start_state()
         path.parent.mkdir(parents=True, exist_ok=True)
         self.log = _Log(path, self.first)
+        self.startup_s: float | None = None
         self.speaks = config.num_stages - 1 in self.mesh.stages and not any(
             place[axis] for axis in place if axis != "pp"
         )
@@ -204,6 +223,7 @@ class _Run:
     def steps(self) -> None:
         """All steps that are left; checkpoints on the way, and at the end."""
         every, total = self.recipe.checkpoint_every, self.recipe.total_steps
+        self.startup_s = _startup_s(self.attempt)
         gc.freeze()  # what lives to the end need not be looked at again during steps
         for step in range(self.first, total):
             self._one(step)
@@ -212,7 +232,7 @@ class _Run:
                 self.checkpoints.save(step + 1)
         self.checkpoints.wait()
         if not self.log.has_header:  # too few steps to trace memory
-            self.log.header(_header(self.mesh, self.device, None))
+            self.log.header(_header(self.mesh, self.device, None, self.startup_s))
         self.log.close()
         self.checkpoints.meet()
         if self.mesh.rank == 0 and not (self.run_dir / STATUS_NAME).exists():
@@ -236,7 +256,7 @@ class _Run:
                     masters=list(self.trainer.weights), optimizer=self.trainer.optimizer,
                     buffer_bytes=self.trainer.runner.buffer_bytes,
                 )  # fmt: skip
-                self.log.header(_header(self.mesh, self.device, memory))
+                self.log.header(_header(self.mesh, self.device, memory, self.startup_s))
             else:
                 run()
         result = results[0]

@@ -19,7 +19,6 @@ from launch.runtime.huggingface import (
     INDEX_NAME,
     WEIGHTS_NAME,
     HfWeights,
-    canonical_names,
     config_json,
     hf_name,
     write_hf,
@@ -28,6 +27,7 @@ from profiler.codec import replace
 from profiler.errors import UserError
 from profiler.huggingface import model_from_config, read_model
 from profiler.model import ModelSpec
+from profiler.tensors import canonical_names
 
 pytestmark = pytest.mark.distributed
 

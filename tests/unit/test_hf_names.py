@@ -4,10 +4,11 @@ from math import prod
 
 import pytest
 
-from launch.runtime.hf_names import canonical_names, hf_name
+from launch.runtime.hf_names import hf_name
 from profiler.catalog import load_model
 from profiler.catalog.load import names
 from profiler.model_support import runs_on_reference
+from profiler.tensors import canonical_names
 
 
 @pytest.mark.parametrize(

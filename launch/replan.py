@@ -1,0 +1,165 @@
+"""Plan again from an old plan: its model, job, software and options, for what is there now.
+
+What the command line says wins. Options that cannot be any more are dropped, and it is said. Where
+nothing is possible on all devices, the error proposes what is: fewer of them, or another batch.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from planner.given import LayoutFile, plan_for
+from planner.plan import Plan, SearchOptions
+from planner.search import make_plan
+from planner.survivors import measured_for, without
+from profiler.analytic import analytic_profile
+from profiler.cluster import ClusterSpec
+from profiler.codec import build, decode, read_text, replace, to_plain
+from profiler.config_json import first_difference
+from profiler.errors import UserError
+from profiler.job import JobSpec
+from profiler.model import ModelSpec
+from profiler.profile import Profile
+
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changes:
+    """What the command line says otherwise than the old plan; None and empty: nothing."""
+
+    cluster: ClusterSpec | None = None
+    profile: Profile | None = None
+    lost: tuple[int, ...] = ()
+    model: ModelSpec | None = None
+    software: str | None = None
+    job: Mapping[str, object] = field(default_factory=dict)
+    """Fields of `JobSpec`."""
+    options: Mapping[str, object] = field(default_factory=dict)
+    """Fields of `SearchOptions`."""
+    layout: Path | None = None
+    """Take this one instead of searching."""
+
+
+def plan_again(old: Plan, changes: Changes, note: Note) -> Plan:
+    """The plan for what is there now. `note` takes sentences about what was dropped.
+
+    Raises `UserError`: `infeasible` where nothing fits, with what would; `stale` where the old
+    plan's measurements do not speak of the nodes as they are now.
+    """
+    model = changes.model or old.model
+    if first_difference(model, old.model):
+        raise UserError(
+            f"`{model.name}` is another model than the old plan's, `{old.model.name}`",
+            hint="leave `--model` out: what was trained goes on",
+        )
+    job = build(JobSpec, to_plain(old.job) | dict(changes.job), "command line")
+    cluster = _cluster(old, changes)
+    facts = _facts(old, changes, model, job, cluster)
+    if changes.layout is not None:
+        layout = decode(LayoutFile, read_text(changes.layout), str(changes.layout))
+        return plan_for(model, job, facts, layout, str(changes.layout))
+    options = _options(old, changes, facts.cluster, note)
+    try:
+        return make_plan(model, job, facts, options)
+    except UserError as e:
+        if e.kind != "infeasible" or "devices" in changes.options:
+            raise
+        raise _with_proposals(e, model, job, facts, options) from None
+
+
+def _cluster(old: Plan, changes: Changes) -> ClusterSpec:
+    if changes.cluster is not None:
+        without(old.cluster, changes.lost)  # their numbers must be right all the same
+        return changes.cluster
+    if changes.profile is not None:
+        return changes.profile.cluster
+    if not changes.lost:
+        raise UserError(
+            "nothing says what is there now",
+            hint="give `--cluster`, `--profile`, or `--lost` with the nodes that are gone",
+        )
+    return without(old.cluster, changes.lost)
+
+
+def _facts(
+    old: Plan, changes: Changes, model: ModelSpec, job: JobSpec, cluster: ClusterSpec
+) -> Profile:
+    """The new profile, the old one's measurements, or the catalogue's constants."""
+    if changes.profile is not None:
+        return measured_for(changes.profile, cluster)
+    if old.profile.is_analytic:
+        known = old.profile.software
+        return analytic_profile(
+            model, job, cluster, changes.software or (known.name if known else None)
+        )
+    if changes.software:
+        raise UserError("`--software` has no say where there is a profile", hint="leave it out")
+    return measured_for(old.profile, cluster)
+
+
+def _options(old: Plan, changes: Changes, cluster: ClusterSpec, note: Note) -> SearchOptions:
+    """The old plan's with the changes, without numbers of devices that there are no more."""
+    options = replace(old.options, **changes.options)
+    if "devices" in changes.options:
+        return options
+    total = cluster.num_devices
+    kept = tuple(n for n in options.devices if n <= total)
+    if kept != options.devices:
+        note(f"The old plan asked for more devices than there are: planning for {total}")
+    pinned = options.pin.get("devices")
+    if pinned and any(int(n) > total for n in pinned if n.isdigit()):
+        options = replace(options, pin={k: v for k, v in options.pin.items() if k != "devices"})
+    return replace(options, devices=kept)
+
+
+def _with_proposals(
+    error: UserError, model: ModelSpec, job: JobSpec, facts: Profile, options: SearchOptions
+) -> UserError:
+    """The same error, with what would be possible on these devices."""
+    found = [*_fewer_devices(model, job, facts, options), *_batches(model, job, facts, options)]
+    if not found:
+        return error
+    return UserError(
+        error.message, details=(*error.details, *found), kind=error.kind, place=error.place,
+        hint="plan again with one of these options",
+    )  # fmt: skip
+
+
+def _fewer_devices(
+    model: ModelSpec, job: JobSpec, facts: Profile, options: SearchOptions
+) -> list[str]:
+    """The most devices, in whole nodes, on which the batch stays as it is."""
+    if len(facts.cluster.groups) > 1:
+        return []
+    group = facts.cluster.uniform
+    for nodes in range(group.num_nodes - 1, 0, -1):
+        number = nodes * group.devices_per_node
+        try:
+            found = make_plan(model, job, facts, replace(options, devices=(number,)))
+        except UserError:
+            continue
+        idle = facts.cluster.num_devices - number
+        return [
+            f"possible: `--devices {number}`, which leaves {idle} idle "
+            f"({found.chosen.config.label}, {found.chosen.cost.step_s:.4g} s)"
+        ]
+    return []
+
+
+def _batches(model: ModelSpec, job: JobSpec, facts: Profile, options: SearchOptions) -> list[str]:
+    """The nearest global batches below and above that divide; another batch is other training."""
+    total, found = facts.cluster.num_devices, []
+    for batches in (
+        range(job.global_batch - 1, max(0, job.global_batch - total) - 1, -1),
+        range(job.global_batch + 1, job.global_batch + total + 1),
+    ):
+        number = next((b for b in batches if b > 0 and b % total == 0), None)
+        if number is None:
+            continue
+        try:
+            make_plan(model, replace(job, global_batch=number), facts, options)
+        except UserError:
+            continue
+        found.append(f"possible: `--global-batch {number}`, which changes the training")
+    return found
