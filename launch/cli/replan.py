@@ -122,7 +122,7 @@ def _nodes(asked: Asked, old: "Plan") -> tuple[int, ...]:
             found.add(int(part))
             continue
         if asked.run is not None and not hosts:
-            from launch.progress import hosts_of
+            from launch.situation import hosts_of
 
             hosts = hosts_of(asked.run, old)
         own = {node for node, host in enumerate(hosts) if part and host == part}
@@ -139,7 +139,7 @@ def _nodes(asked: Asked, old: "Plan") -> tuple[int, ...]:
 
 
 def _situation(asked: Asked, old: "Plan") -> "Situation":
-    from launch.progress import situation_of
+    from launch.situation import situation_of
     from planner.ways import Situation
     from profiler.codec import replace
 
