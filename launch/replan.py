@@ -9,15 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from planner.given import LayoutFile, plan_for
+from planner.placed import on_hosts
 from planner.plan import Plan, SearchOptions
 from planner.search import make_plan
-from planner.survivors import measured_for, without
+from planner.survivors import measured_for, places_of, without
 from profiler.analytic import analytic_profile
 from profiler.cluster import ClusterSpec
 from profiler.codec import build, decode, read_text, replace, to_plain
 from profiler.config_json import first_difference
 from profiler.errors import UserError
 from profiler.job import JobSpec
+from profiler.links import Links
 from profiler.model import ModelSpec
 from profiler.profile import Profile
 
@@ -30,6 +32,8 @@ class Changes:
 
     cluster: ClusterSpec | None = None
     profile: Profile | None = None
+    links: Links | None = None
+    """Between the hosts that are there now; hosts of the old plan are known by their names."""
     lost: tuple[int, ...] = ()
     model: ModelSpec | None = None
     software: str | None = None
@@ -68,16 +72,28 @@ def plan_again(old: Plan, changes: Changes, note: Note) -> Plan:
         raise _with_proposals(e, model, job, facts, options) from None
 
 
+def by_names(old: Plan, changes: Changes) -> Changes:
+    """With the lost nodes that the names of the hosts tell, and the links in the old order."""
+    links, known = changes.links, old.profile.links
+    if links is None or known is None:
+        return changes
+    gone = tuple(n for n, host in enumerate(known.hosts) if host not in links.hosts)
+    ordered = links.of_hosts(places_of(known.hosts, links.hosts))
+    return replace(changes, links=ordered, lost=tuple(sorted({*changes.lost, *gone})))
+
+
 def _cluster(old: Plan, changes: Changes) -> ClusterSpec:
     if changes.cluster is not None:
         without(old.cluster, changes.lost)  # their numbers must be right all the same
         return changes.cluster
+    if changes.links is not None:
+        return on_hosts(changes.profile or old.profile, changes.links).cluster
     if changes.profile is not None:
         return changes.profile.cluster
     if not changes.lost:
         raise UserError(
             "nothing says what is there now",
-            hint="give `--cluster`, `--profile`, or `--lost` with the nodes that are gone",
+            hint="give `--cluster`, `--profile`, `--links`, or `--lost` with what is gone",
         )
     return without(old.cluster, changes.lost)
 
@@ -86,6 +102,15 @@ def _facts(
     old: Plan, changes: Changes, model: ModelSpec, job: JobSpec, cluster: ClusterSpec
 ) -> Profile:
     """The new profile, the old one's measurements, or the catalogue's constants."""
+    if changes.links is not None:
+        base = on_hosts(changes.profile or old.profile, changes.links)
+        if base.cluster.num_devices != cluster.num_devices:
+            raise UserError(
+                f"the links are those of {len(changes.links.hosts)} hosts, and cluster "
+                f"`{cluster.name}` has {cluster.num_devices} devices",
+                hint="leave `--cluster` out: the links name the hosts",
+            )
+        return base
     if changes.profile is not None:
         return measured_for(changes.profile, cluster)
     if old.profile.is_analytic:
@@ -95,7 +120,7 @@ def _facts(
         )
     if changes.software:
         raise UserError("`--software` has no say where there is a profile", hint="leave it out")
-    return measured_for(old.profile, cluster)
+    return measured_for(old.profile, cluster, changes.lost)
 
 
 def _options(old: Plan, changes: Changes, cluster: ClusterSpec, note: Note) -> SearchOptions:

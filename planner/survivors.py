@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from profiler.cluster import ClusterSpec, NodeGroup, split_sized_name
 from profiler.codec import replace
 from profiler.errors import UserError
+from profiler.links import Links
 from profiler.profile import Profile
 
 Kind = tuple[str, int]
@@ -87,9 +88,19 @@ def _starts(kinds: list[Kind]) -> list[int]:
     return starts
 
 
-def measured_for(profile: Profile, cluster: ClusterSpec) -> Profile:
-    """A measured profile for another number of its nodes: times of blocks are those of a device,
-    and curves of transfers those of a group, whatever else there is in the cluster.
+def places_of(old: tuple[str, ...], now: tuple[str, ...]) -> tuple[str, ...]:
+    """Hosts of now in the order that `survivors` takes them to have, by their names."""
+    new = iter(host for host in now if host not in old)
+    if len(now) < len(old):
+        return (*(host for host in old if host in now), *new)
+    kept = [host if host in now else next(new, "") for host in old]
+    return (*kept, *new)
+
+
+def measured_for(profile: Profile, cluster: ClusterSpec, lost: tuple[int, ...] = ()) -> Profile:
+    """A measured profile for another number of its nodes, without those `lost`: times of blocks are
+    those of a device, curves of transfers those of a group, links those of the hosts left, whatever
+    else there is in the cluster.
 
     Raises `UserError` (stale) where the nodes are others than the measured ones.
     """
@@ -103,4 +114,16 @@ def measured_for(profile: Profile, cluster: ClusterSpec) -> Profile:
             kind="stale",
         )
     group = replace(own, num_nodes=other.num_nodes)
-    return replace(profile, cluster=ClusterSpec(name=cluster.name, groups=(group,)))
+    links = profile.links
+    if links is not None:
+        left = survivors(profile.cluster, cluster, lost).nodes
+        known = [links.hosts[node] for node in left if node is not None]
+        if len(known) < len(left):
+            raise UserError(
+                f"the old plan knows links of {len(links.hosts)} hosts, and now there are others",
+                hint="measure them, and pass `--links`",
+                kind="stale",
+            )
+        links = Links.of_stored(links).of_hosts(known).stored()
+    one = ClusterSpec(name=cluster.name, groups=(group,))
+    return replace(profile, cluster=one, links=links)

@@ -7,6 +7,7 @@ best link reaches). The diagonal is the link inside a node.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,6 +108,23 @@ class Links:
             out_rate=np.array(kept.out_bytes_per_s),
             in_rate=np.array(kept.in_bytes_per_s),
             slowdown=np.array(kept.slowdown) if kept.slowdown else None,
+        )
+
+    def of_hosts(self, hosts: Sequence[str]) -> "Links":
+        """Of these hosts alone, in this order; each must be there."""
+        at = np.array([self.hosts.index(host) for host in hosts])
+
+        def each(values: Floats | None) -> Floats | None:
+            return None if values is None else values[at]
+
+        return dataclasses.replace(
+            self,
+            hosts=tuple(hosts),
+            bytes_per_s=self.bytes_per_s[np.ix_(at, at)],
+            latency_s=self.latency_s[np.ix_(at, at)],
+            out_rate=each(self.out_rate),
+            in_rate=each(self.in_rate),
+            slowdown=each(self.slowdown),
         )
 
     def with_inside(self, bytes_per_s: float, latency_s: float | None = None) -> "Links":

@@ -64,14 +64,14 @@ def run(asked: Asked, typed: Mapping[str, Any], out: Path | None, *, as_json: bo
     0: the old layout stays where it is; 4: another one, restart with the new plan.
     """
     from launch.artifact import read_plan, write_atomic
-    from launch.replan import plan_again
+    from launch.replan import by_names, plan_again
     from planner.replan import make_replan
     from planner.survivors import survivors
     from profiler.codec import encode
 
     old = read_plan(asked.plan)
     situation = _situation(asked, old)
-    changes = _changes(asked, old, typed)
+    changes = by_names(old, _changes(asked, old, typed))
     new = plan_again(old, changes, note)
     left = survivors(old.cluster, new.cluster, changes.lost)
     found = make_replan(old, new, left, situation)
@@ -79,7 +79,7 @@ def run(asked: Asked, typed: Mapping[str, Any], out: Path | None, *, as_json: bo
     if as_json:
         typer.echo(encode(found), nl=False)
     else:
-        _print(old, new, found, guessed=not asked.lost)
+        _print(old, new, found, guessed=not changes.lost)
     note(f"Saved the plan to: `{out or DEFAULT_OUT}`")
     return Exit.OK if found.verdict == "keep" else Exit.DIFFERS
 
@@ -88,6 +88,7 @@ def _changes(asked: Asked, old: "Plan", typed: Mapping[str, Any]) -> "Changes":
     from launch.artifact import read_profile
     from launch.replan import Changes
     from profiler.catalog import resolve_cluster, resolve_model
+    from profiler.link_files import read_links
 
     names = ("global_batch", "seq_len", "precision")
     options: dict[str, object] = {}
@@ -100,6 +101,7 @@ def _changes(asked: Asked, old: "Plan", typed: Mapping[str, Any]) -> "Changes":
     return Changes(
         cluster=resolve_cluster(typed["cluster"]) if "cluster" in typed else None,
         profile=read_profile(typed["profile"]) if "profile" in typed else None,
+        links=read_links(typed["links"]) if "links" in typed else None,
         lost=_nodes(asked, old) if asked.lost else (),
         model=resolve_model(typed["model"]) if "model" in typed else None,
         software=typed.get("software"),
@@ -116,7 +118,7 @@ def _nodes(asked: Asked, old: "Plan") -> tuple[int, ...]:
     """`2,5`, or hosts of the run: `host2,host5` -> (2, 5), ascending and without repeats."""
     text = asked.lost or ""
     found: set[int] = set()
-    hosts: tuple[str, ...] = ()
+    hosts = old.profile.links.hosts if old.profile.links else ()
     for part in (part.strip() for part in text.split(",")):
         if part.isdigit() and len(part) <= 9:
             found.add(int(part))
@@ -130,7 +132,7 @@ def _nodes(asked: Asked, old: "Plan") -> tuple[int, ...]:
             known = ", ".join(dict.fromkeys(host for host in hosts if host))
             raise UserError(
                 f"`--lost {text[:40]}`: `{part[:40]}` is no node",
-                hint=f"the run's hosts are {known}"
+                hint=f"the hosts are {known}"
                 if known
                 else "like 2,5; from 0; with `--run` also the names of its hosts",
             )

@@ -78,3 +78,41 @@ def test_a_slow_down_out_of_bounds_names_its_host(meshwright, files):
     result = plan(meshwright)
     assert result.code == 1
     assert "the slow-down of `host2` is 0" in result.err
+
+
+def write(path, made):
+    path.write_text(canonical(links_document(made)))
+
+
+def test_a_link_that_went_bad_moves_ranks(meshwright, files):
+    """The map goes around host1 - host2; now host1 - host3 is bad instead."""
+    assert plan(meshwright, "--pin", "dp=8").code == 0
+    same = meshwright("plan", "--from", "plan.json", "--links", "links.json")
+    assert same.code == 0
+    assert "The layout stays as it is" in same.out
+    write(files / "now.json", links((1, 3), (3, 1)))
+    result = meshwright("plan", "--from", "plan.json", "--links", "now.json", "--json")
+    assert result.code == 4
+    found = json.loads(result.out)
+    assert (found["verdict"], found["lost_nodes"]) == ("restart", [])
+    before, after = (json.loads(Path(f).read_text()) for f in ("plan.json", "new-plan.json"))
+    assert after["chosen"]["config"] == before["chosen"]["config"]
+    assert after["chosen"]["placement"]["ranks"] != before["chosen"]["placement"]["ranks"]
+    kept = next(way for way in found["ways"] if way["name"] == "keep")
+    assert kept["step_s"] > 2 * after["chosen"]["estimate"]["step_s"]
+
+
+def test_hosts_are_known_by_their_names(meshwright, files):
+    assert plan(meshwright, "--global-batch", 12).code == 0
+    made = links((0, 2), (2, 0))
+    write(files / "now.json", made.of_hosts(["host3", "host0", "host1"]))
+    result = meshwright("plan", "--from", "plan.json", "--links", "now.json", "--json")
+    assert (result.code, json.loads(result.out)["lost_nodes"]) == (4, [2])
+    after = json.loads(Path("new-plan.json").read_text())
+    assert after["profile"]["links"]["hosts"] == ["host0", "host1", "host3"]
+    by_name = meshwright("plan", "--from", "plan.json", "--lost", "host1", "--json")
+    assert (by_name.code, json.loads(by_name.out)["lost_nodes"]) == (4, [1])
+    left = json.loads(Path("new-plan.json").read_text())["profile"]["links"]
+    assert left["hosts"] == ["host0", "host2", "host3"]
+    more = meshwright("plan", "--from", "plan.json", "--lost", "host9")
+    assert (more.code, "the hosts are host0, host1" in more.err) == (1, True)

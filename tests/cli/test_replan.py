@@ -153,7 +153,7 @@ def test_a_run_says_what_was_measured(meshwright, tmp_path):
     by_name = ("--lost", "h1", "--run", run, "--pin", "pp=1", "--json")
     assert json.loads(meshwright(*AGAIN, *by_name).out) == document
     unknown = meshwright(*AGAIN, "--lost", "h7", "--run", run)
-    assert (unknown.code, "the run's hosts are h0, h1" in unknown.err) == (1, True)
+    assert (unknown.code, "the hosts are h0, h1" in unknown.err) == (1, True)
     other = meshwright("plan", "--from", "new-plan.json", "-c", "cpu-1x1", "--run", run)
     assert (other.code, "the run is of plan" in other.err) == (5, True)
 
