@@ -15,7 +15,7 @@ from typing import Literal, NoReturn
 from launch.artifact import is_folder, read_plan, write_atomic
 from launch.checkpoints import find_checkpoint, step_of
 from launch.collect import OBSERVED_NAME, collect
-from launch.observed import Observed
+from launch.observed import Observed, State
 from launch.recipe import FILE_NAME, Recipe
 from launch.scheduler.base import Job, Scheduler
 from launch.status import Status, status_of_us, write_status
@@ -124,6 +124,7 @@ def launch(
     """
     scheduler = scheduler.ready(plan, runs)
     recipe = checked(plan, recipe)
+    scheduler.files(Job(plan=plan, recipe=recipe, run_dir=runs.absolute() / plan.id))  # can it?
     job = Job(plan=plan, recipe=recipe, run_dir=make_run_dir(plan, recipe, runs))
     for name, text in scheduler.files(job).items():
         write_atomic(job.run_dir / name, text)
@@ -139,6 +140,9 @@ def launch(
         ended = scheduler.run(job, on_line, on_job)
     except KeyboardInterrupt:
         _fail(job, status, "interrupted", "stopped")
+    except UserError as e:
+        finish(plan, job.run_dir, status, "failed", e.message)
+        raise
     if ended.code != 0:
         _fail(job, status, "failed", ended.fault or f"status {ended.code}")
     observed = collect(plan, job.run_dir, "complete")
@@ -151,10 +155,8 @@ def launch(
     return job.run_dir, observed
 
 
-def finish(
-    plan: Plan, run_dir: Path, status: Status, state: Literal["interrupted", "failed"], why: str
-) -> Status:
-    """Keep what there is of a run that did not end well; its last status."""
+def finish(plan: Plan, run_dir: Path, status: Status, state: State, why: str) -> Status:
+    """Keep what there is of a run that ended; its last status."""
     observed = None
     with contextlib.suppress(UserError):  # records that cannot be read do not hide what ended it
         observed = collect(plan, run_dir, state)

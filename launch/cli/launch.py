@@ -115,7 +115,7 @@ def run(
 
     scheduler = scheduler_of(
         Where(
-            on=on, any_host=any_host, hosts=hosts, python=python,
+            on=on, runs=runs, any_host=any_host, hosts=hosts, python=python,
             ssh_option=tuple(ssh_option or ()), tasks=tasks,
             sbatch_option=tuple(sbatch_option or ()), manifest=manifest, image=image, claim=claim,
             namespace=namespace,
@@ -228,4 +228,14 @@ def _launch(
 
 
 def _follow(ctx: typer.Context, status: Path | None, stop: Path | None, as_json: bool) -> None:
-    raise NotImplementedError
+    """Look at a run, or end it; neither goes with what starts one."""
+    from launch.cli.run_state import show
+
+    name, run_dir = ("status", status) if stop is None else ("stop", stop)
+    for other in ctx.params:
+        source = getattr(ctx.get_parameter_source(other), "name", "DEFAULT")
+        if other not in (name, "as_json") and source != "DEFAULT":
+            shown = "PLAN" if other == "plan" else f"--{other.replace('_', '-')}"
+            ctx.fail(f"--{name} RUN does not go with {shown}")
+    assert run_dir is not None
+    show(run_dir, end_first=name == "stop", as_json=as_json)

@@ -17,6 +17,7 @@ class Where:
     """What was typed of it; None and empty where nothing was."""
 
     on: str
+    runs: Path
     any_host: bool
     hosts: Path | None
     python: str | None
@@ -99,4 +100,33 @@ def _slurm(where: Where) -> "Scheduler":
 
 
 def _kubernetes(where: Where) -> "Scheduler":
-    raise NotImplementedError
+    from launch.scheduler.kube_manifest import MANIFESTS, PodOptions
+    from launch.scheduler.kubernetes import Kubernetes
+
+    chosen = where.manifest or MANIFESTS[0]
+    manifest = next((name for name in MANIFESTS if name == chosen), None)
+    if manifest is None:
+        raise UserError(
+            f"`--manifest {chosen[:40]}` is not known", hint=f"one of {', '.join(MANIFESTS)}"
+        )
+    if where.image is None or where.claim is None:
+        missing = "image" if where.image is None else "claim"
+        raise UserError(
+            f"`--on kubernetes` needs `--{missing}`",
+            hint="`--image` has meshwright installed, `--claim` is the volume that holds the runs",
+        )
+    claim, _, mount = where.claim.partition(":")
+    path = Path(mount) if mount else where.runs.absolute()
+    if not claim or not path.is_absolute():
+        raise UserError(
+            f"`--claim {where.claim[:80]}` is not of the form NAME or NAME:/PATH",
+            hint="PATH is where the volume is mounted, here as in the pods",
+        )
+    pods = PodOptions(
+        image=where.image,
+        claim=claim,
+        mount=path,
+        python=where.python or "python",
+        namespace=where.namespace or "",
+    )
+    return Kubernetes(manifest=manifest, pods=pods)

@@ -6,7 +6,6 @@ then written its status beside the log, unless it was killed.
 
 import collections
 import shutil
-import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from launch.faults import first_fault
 from launch.framework.native import check_runnable, nodes_of
 from launch.scheduler import local
 from launch.scheduler.base import LOG_NAME, TAIL_LINES, Ended, Job, OnLine, SchedulerName
+from launch.scheduler.command_line import run_quietly
 from launch.scheduler.follow import Follower
 from launch.scheduler.hosts import Host, hosts_of_nodes
 from launch.scheduler.slurm_script import (
@@ -30,7 +30,6 @@ from profiler.errors import UserError
 
 SCRIPT_NAME = "job.sh"
 POLL_S = 1.0
-_ASK_S = 60.0
 _SILENT_S = 300.0
 """How long squeue may fail, as it does while slurmctld restarts."""
 _END_S = 60.0
@@ -107,6 +106,8 @@ def _watch(number: str, run_dir: Path, on_line: OnLine) -> Ended:
         seen = state
         time.sleep(POLL_S)
     follower.poll(last=True)
+    if state == "CANCELLED":
+        raise KeyboardInterrupt  # by whomever
     status = run_dir / STATUS_NAME
     code = int(status.read_text(encoding="ascii")) if status.is_file() else 1
     if code == 0:
@@ -122,7 +123,9 @@ def state_of(number: str) -> str | None:
     """
     deadline = time.monotonic() + _SILENT_S
     while True:
-        done = _run("squeue", "--noheader", "--states=all", "--format=%T", f"--jobs={number}")
+        done = run_quietly(
+            "squeue", "--noheader", "--states=all", "--format=%T", f"--jobs={number}"
+        )
         if done.returncode == 0:
             return done.stdout.strip() or None
         if "Invalid job id" in done.stderr:
@@ -134,32 +137,15 @@ def state_of(number: str) -> str | None:
 
 def cancel(number: str) -> None:
     """End a job and wait until it has; what has ended already is no error."""
-    _run("scancel", number)
+    run_quietly("scancel", number)
     deadline = time.monotonic() + _END_S
     while (state_of(number) or "") in ACTIVE and time.monotonic() < deadline:
         time.sleep(0.2)
 
 
-def _run(*argv: str) -> "subprocess.CompletedProcess[str]":
-    try:
-        return subprocess.run(
-            argv,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_ASK_S,
-            start_new_session=True,
-        )
-    except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(argv, 1, "", f"no answer within {_ASK_S:.0f} s")
-    except OSError as e:
-        raise UserError(f"cannot run `{argv[0]}`: {(e.strerror or '').lower()}") from None
-
-
 def _slurm(*argv: str) -> str:
     """What a command of Slurm printed; `UserError` with what it said where it failed."""
-    done = _run(*argv)
+    done = run_quietly(*argv)
     if done.returncode != 0:
         said = [line for line in done.stderr.splitlines() if line.strip()]
         why = said[-1].removeprefix(f"{argv[0]}: ").removeprefix("error: ") if said else ""

@@ -10,6 +10,7 @@ from profiler.codec import replace
 from tests.lab import CONTROLLER
 from tests.lab.box import SHARED
 from tests.lab.lab import Lab
+from tests.lab.measure import wait_for
 from tests.lab.topology import Topology, shipped
 
 MODEL = {
@@ -63,3 +64,21 @@ def commands(lab: Lab, host: str) -> str:
     """Command lines of all processes on a host."""
     listed = lab.run(host, ["sh", "-c", "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' '"])
     return listed.stdout
+
+
+def running(lab: Lab, runs: str) -> Path:
+    """The folder, as the owner sees it, of the first run in a folder of the lab's that has begun to
+    train."""
+    found: list[Path] = []
+
+    def begun() -> bool:
+        found[:] = lab.shared(runs).glob("p-*/ranks/rank-00003.jsonl")
+        return bool(found) and found[0].read_text().count("\n") > 3
+
+    wait_for(begun, 90)
+    return found[0].parents[1]
+
+
+def follow(lab: Lab, *args: object) -> str:
+    """What `launch --status` or `--stop` prints on the controller."""
+    return lab.run(CONTROLLER, argv("launch", *args), check=True, timeout_s=120).stdout

@@ -7,7 +7,7 @@ import pytest
 from tests.lab import slurm
 from tests.lab.box import SHARED
 from tests.lab.lab import Lab
-from tests.lab.launching import hosts_of, launch, make_plan, unhurried
+from tests.lab.launching import follow, hosts_of, launch, make_plan, running, unhurried
 
 pytestmark = [pytest.mark.lab, pytest.mark.distributed, pytest.mark.usefixtures("can_slurm")]
 
@@ -36,3 +36,41 @@ def test_ranks_sit_on_the_hosts_in_the_order_of_the_file(tasks, lab):
     observed = json.loads(out)
     assert observed["state"] == "complete"
     assert hosts_of(observed) == ["host2", "host2", "host0", "host0"]
+
+
+def test_stop_cancels_the_job_and_the_launcher_knows(lab):
+    """Without a hostfile: Slurm's own choice and order of nodes."""
+    with launch(lab, PLAN, "--on", "slurm", "--runs", SHARED / "long", "--steps", 10**6) as process:
+        run = running(lab, "long")
+        path = SHARED / run.relative_to(lab.shared())
+        report = json.loads(follow(lab, "--status", path, "--json"))
+        assert (report["state"], report["scheduler"]) == ("running", "slurm")
+        assert report["job"] in lab.run("ctl", ["squeue", "--noheader", "--format=%i"]).stdout
+        assert "interrupted" in follow(lab, "--stop", path)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "the run was stopped after" in err
+    assert lab.run("ctl", ["squeue", "--noheader"]).stdout == ""
+    observed = json.loads((run / "observed.json").read_text())
+    assert hosts_of(observed) == ["host0", "host0", "host1", "host1"]
+
+
+def test_a_job_outlives_its_launcher_and_is_stopped_all_the_same(lab):
+    with launch(lab, PLAN, "--on", "slurm", "--runs", SHARED / "left", "--steps", 10**6) as process:
+        run = running(lab, "left")
+        process.kill()
+    path = SHARED / run.relative_to(lab.shared())
+    assert json.loads(follow(lab, "--status", path, "--json"))["state"] == "running"
+    assert "interrupted" in follow(lab, "--stop", path)
+    assert lab.run("ctl", ["squeue", "--noheader"]).stdout == ""
+    assert json.loads((run / "observed.json").read_text())["state"] == "interrupted"
+
+
+def test_what_sbatch_refuses_is_one_error(lab):
+    where = ("--on", "slurm", "--runs", SHARED / "refused", "--sbatch-option", "partition=none")
+    with launch(lab, PLAN, *where) as process:
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert err.startswith("error: sbatch refused the job: ")
+    (run,) = lab.shared("refused").glob("p-*")
+    assert json.loads((run / "status.json").read_text())["state"] == "failed"

@@ -10,7 +10,7 @@ from launch.scheduler.ssh import Ssh
 from tests.lab import ssh
 from tests.lab.box import SHARED
 from tests.lab.lab import Lab
-from tests.lab.launching import commands, hosts_of, launch, make_plan, unhurried
+from tests.lab.launching import commands, follow, hosts_of, launch, make_plan, running, unhurried
 from tests.lab.measure import wait_for
 
 pytestmark = [pytest.mark.lab, pytest.mark.distributed, pytest.mark.usefixtures("can_ssh")]
@@ -60,3 +60,71 @@ def test_ranks_sit_on_the_hosts_in_the_order_of_the_file(lab):
     (run,) = lab.shared("runs").glob("p-*")
     assert json.loads((run / "observed.json").read_text()) == observed
     assert "host0: " in (run / "run.log").read_text()
+
+
+def test_what_is_wrong_with_a_host_is_said_before_anything_starts(lab):
+    lab.shared("nowhere").write_text("host0\n10.77.0.99\n")
+    where = ("--on", "ssh", "--hosts", SHARED / "nowhere", "--runs", SHARED / "none")
+    quick = ("--ssh-option", "ConnectTimeout=1")
+    with launch(lab, PLAN, *where, *quick) as process:
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert err.startswith("error: host `10.77.0.99` cannot be reached by ssh: ")
+    assert "hint: `ssh 10.77.0.99 true` must work" in err
+    private = lab.shared("private")
+    private.mkdir()
+    lab.run("host0", ["mount", "-t", "tmpfs", "tmpfs", str(SHARED / "private")], check=True)
+    with on_hosts(lab, "private") as process:
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert err.startswith(f"error: host `host0` does not see the folder of runs `{SHARED}/private`")
+    assert list(private.iterdir()) == []
+    with on_hosts(lab, "none", "--python", "/usr/bin/python0") as process:
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "does not run meshwright with `/usr/bin/python0`" in err
+    assert list(lab.shared("none").iterdir()) == []
+
+
+def test_status_and_stop_of_a_run(lab):
+    with on_hosts(lab, "stopped", "--steps", 10**6) as process:
+        run = running(lab, "stopped")
+        path = SHARED / run.relative_to(lab.shared())
+        report = json.loads(follow(lab, "--status", path, "--json"))
+        assert (report["state"], report["scheduler"], report["host"]) == ("running", "ssh", "ctl")
+        assert 2 < report["steps_done"] < report["num_steps"] == 10**6 + 2
+        assert report["last_step_s"] > 0
+        assert report["seconds_left"] > 0
+        assert "interrupted" in follow(lab, "--stop", path)
+        _, err = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert "the run was stopped after" in err
+    for host in ("host0", "host2"):
+        assert TRAINER not in commands(lab, host)
+    observed = json.loads((run / "observed.json").read_text())
+    assert observed["state"] == "interrupted"
+    assert observed["steps_done"] >= report["steps_done"]
+
+
+def test_after_kill_9_nothing_runs_and_the_run_is_lost(lab):
+    with on_hosts(lab, "killed", "--steps", 10**6) as process:
+        run = running(lab, "killed")
+        path = SHARED / run.relative_to(lab.shared())
+        process.kill()
+    for host in ("host0", "host2"):
+        wait_for(lambda host=host: TRAINER not in commands(lab, host), 40)
+    assert json.loads(follow(lab, "--status", path, "--json"))["state"] == "lost"
+    assert "interrupted" in follow(lab, "--stop", path)
+    assert json.loads((run / "observed.json").read_text())["steps_done"] > 2
+
+
+def test_a_dead_host_is_named_and_the_others_are_ended(lab):
+    """The last test of its lab."""
+    with on_hosts(lab, "dead", "--steps", 10**6) as process:
+        running(lab, "dead")
+        lab.kill_host("host0")
+        _, err = process.communicate(timeout=100)
+    assert process.returncode == 1
+    (error,) = (line for line in err.splitlines() if line.startswith("error: "))
+    assert "the connection to host host0 was lost" in error
+    assert TRAINER not in commands(lab, "host2")
