@@ -15,6 +15,7 @@ from typing import Literal, NoReturn
 from launch.artifact import is_folder, read_plan, write_atomic
 from launch.checkpoints import find_checkpoint, step_of
 from launch.collect import OBSERVED_NAME, collect
+from launch.framework.native import check_runnable
 from launch.observed import Observed, State
 from launch.recipe import FILE_NAME, Recipe
 from launch.scheduler.base import Job, Scheduler
@@ -122,9 +123,10 @@ def launch(
     Raises `UserError`: `failed` where a rank failed, `interrupted` after Ctrl-C; in both cases the
     folder says so and holds the finished steps.
     """
+    check_runnable(plan)
+    scheduler.files(Job(plan=plan, recipe=recipe, run_dir=runs.absolute() / plan.id))  # can it?
     scheduler = scheduler.ready(plan, runs)
     recipe = checked(plan, recipe)
-    scheduler.files(Job(plan=plan, recipe=recipe, run_dir=runs.absolute() / plan.id))  # can it?
     job = Job(plan=plan, recipe=recipe, run_dir=make_run_dir(plan, recipe, runs))
     for name, text in scheduler.files(job).items():
         write_atomic(job.run_dir / name, text)

@@ -188,13 +188,9 @@ def _show(
         document["files"] = files
         shown = "".join(files.values())
     typer.echo(canonical(document) if as_json else shown, nl=False)
-    if "$NODE_RANK" in shown:
-        note(
-            "Start it on every node, with HEAD_NODE set to the first one's name and NODE_RANK "
-            "counting from 0"
-        )
-    elif "$HEAD_NODE" in shown:
-        note("Start it on every node, with HEAD_NODE set to the first one's name")
+    if scheduler.name == "local" and "$HEAD_NODE" in shown:
+        rank = " and NODE_RANK to its place" if "$NODE_RANK" in shown else ""
+        note(f"Start it on every node, with HEAD_NODE set to the first one's name{rank}")
 
 
 def _launch(

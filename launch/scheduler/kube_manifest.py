@@ -64,7 +64,15 @@ def manifest_text(manifest: Manifest, job: Job, how: PodOptions, name: str) -> s
     for document in documents:
         if how.namespace:
             document["metadata"]["namespace"] = how.namespace
-    return yaml.safe_dump_all(documents, sort_keys=False, width=1000)
+    return yaml.dump_all(documents, Dumper=_Plain, sort_keys=False, width=1000)
+
+
+class _Plain(yaml.SafeDumper):
+    """Writes out what two places share."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        """None are written."""
+        return True
 
 
 def _pod(job: Job, how: PodOptions, container: str, meeting: Meeting) -> Plain:
@@ -95,7 +103,7 @@ def _limits(job: Job) -> Plain:
     """GPUs of a pod, as NVIDIA's device plugin counts them."""
     if job.plan.cluster.groups[0].device.is_host:
         return {}
-    return {"nvidia.com/gpu": agents_of(job.plan)[0].num_ranks}
+    return {"nvidia.com/gpu": str(agents_of(job.plan)[0].num_ranks)}
 
 
 def _command(job: Job, how: PodOptions, meeting: Meeting) -> list[str]:

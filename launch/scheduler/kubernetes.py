@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from launch.framework.native import check_runnable
 from launch.scheduler import local
 from launch.scheduler.base import Ended, Job, OnLine, SchedulerName
 from launch.scheduler.command_line import run_quietly
@@ -40,7 +39,6 @@ class Kubernetes:
 
     def ready(self, plan: Plan, runs: Path) -> Self:
         """Whether there is a kubectl; the manifest says the rest."""
-        check_runnable(plan)
         if shutil.which("kubectl") is None:
             raise UserError(
                 "there is no `kubectl` here",

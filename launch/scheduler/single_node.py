@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from launch.faults import first_fault
-from launch.framework.native import agents_of, check_runnable, command
+from launch.framework.native import agents_of, command
 from launch.scheduler import local
 from launch.scheduler.base import LOG_NAME, TAIL_LINES, Ended, Job, OnLine, SchedulerName
 from launch.scheduler.gpus import num_gpus
@@ -29,7 +29,6 @@ class SingleNode:
 
     def ready(self, plan: Plan, runs: Path) -> Self:
         """Stale where this machine is not what the plan was made for."""
-        check_runnable(plan)
         agents = agents_of(plan)
         if len(agents) > 1:
             raise UserError(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Self
 
 from launch.faults import first_fault
-from launch.framework.native import check_runnable, nodes_of
+from launch.framework.native import nodes_of
 from launch.scheduler import local
 from launch.scheduler.base import LOG_NAME, TAIL_LINES, Ended, Job, OnLine, SchedulerName
 from launch.scheduler.command_line import run_quietly
@@ -53,7 +53,6 @@ class Slurm:
 
     def ready(self, plan: Plan, runs: Path) -> Self:
         """Whether there is a Slurm; the script says the rest."""
-        check_runnable(plan)
         check_options(self.script.options)
         if shutil.which("sbatch") is None:
             raise UserError(

@@ -23,7 +23,6 @@ from launch.framework.native import (
     Command,
     Meeting,
     agents_of,
-    check_runnable,
     torchrun,
     worker,
 )
@@ -56,7 +55,6 @@ class SshNodes:
 
     def ready(self, plan: Plan, runs: Path) -> Self:
         """Ask all hosts that the plan uses."""
-        check_runnable(plan)
         chosen = self._chosen(plan)
         hosts = [host for host, _ in chosen]
         with _token_in(runs) as (file, token), ThreadPoolExecutor(_AT_ONCE) as pool:

@@ -21,10 +21,10 @@ ASKED = JobSpec(global_batch=8, seq_len=64, precision="fp32")
 
 
 def plan_of(cluster: str = "cpu-2x2", **placement: object) -> Plan:
-    """Data-parallel over all devices of a cluster, placed as told."""
-    profile = analytic_profile(MODEL, ASKED, resolve_cluster(cluster))
-    layout = LayoutFile(dp_replicate=profile.cluster.num_devices)
-    plan = plan_for(MODEL, ASKED, profile, layout, "layout")
+    """Data-parallel over four devices of a cluster, placed as told."""
+    profile = analytic_profile(MODEL, ASKED, resolve_cluster("cpu-2x2"))
+    plan = plan_for(MODEL, ASKED, profile, LayoutFile(dp_replicate=4), "layout")
+    plan = replace(plan, cluster=resolve_cluster(cluster))
     placed = replace(plan.chosen.placement, **placement)
     plan = replace(plan, chosen=replace(plan.chosen, placement=placed))
     return replace(plan, id=plan_id(plan))
