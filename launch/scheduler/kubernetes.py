@@ -7,6 +7,7 @@ machine a pod lands on is the cluster's choice.
 
 import json
 import shutil
+import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,9 @@ def _watch(name: str, job: Job, on_line: OnLine) -> Ended:
         return Ended(code=0)
     if state is None:
         raise KeyboardInterrupt  # deleted, by whomever
-    return Ended(code=1, fault=f"{name.rpartition('/')[2]} failed; `kubectl logs` has the reason")
+    own = name.rpartition("/")[2]
+    why = why_in(_got(name).stdout)
+    return Ended(code=1, fault=f"job {own} failed{f': {why}' if why else ''}")
 
 
 ACTIVE = ("pending", "running")
@@ -96,12 +99,23 @@ def state_of(name: str) -> str | None:
     is none. `UserError` where kubectl fails for minutes."""
     deadline = time.monotonic() + _SILENT_S
     while True:
-        done = run_quietly("kubectl", "get", *_words(name), "--ignore-not-found", "--output=json")
+        done = _got(name)
         if done.returncode == 0:
             return state_in(done.stdout)
         if time.monotonic() > deadline:
             raise UserError(f"kubectl fails: {done.stderr.strip()[:300]}", kind="failed")
         time.sleep(5 * POLL_S)
+
+
+def _got(name: str) -> "subprocess.CompletedProcess[str]":
+    return run_quietly("kubectl", "get", *_words(name), "--ignore-not-found", "--output=json")
+
+
+def why_in(text: str) -> str:
+    """What a job says of its failure, as `kubectl get --output=json` prints it; may be empty."""
+    status = json.loads(text).get("status") or {} if text.strip() else {}
+    said = [c.get("message") or "" for c in status.get("conditions") or () if c["type"] in _FAILED]
+    return said[-1].strip().rstrip(".") if said else ""
 
 
 def state_in(text: str) -> str | None:
