@@ -111,8 +111,14 @@ def _watch(number: str, run_dir: Path, on_line: OnLine) -> Ended:
     code = int(status.read_text(encoding="ascii")) if status.is_file() else 1
     if code == 0:
         return Ended(code=0)
-    slurm_says = "" if state in ("", "FAILED", "COMPLETED") else f"job {number} ended as {state}"
-    return Ended(code=code, fault=first_fault(tail) or slurm_says)
+    return Ended(code=code, fault=first_fault(tail) or _said_by_slurm(number, state, run_dir))
+
+
+def _said_by_slurm(number: str, state: str, run_dir: Path) -> str:
+    """What is known of a job that printed no reason; may be empty."""
+    if not (run_dir / LOG_NAME).exists():
+        return f"job {number} wrote no log; do its nodes see `{run_dir}`?"
+    return "" if state in ("", "FAILED", "COMPLETED") else f"job {number} ended as {state}"
 
 
 def state_of(number: str) -> str | None:

@@ -4,10 +4,12 @@ import json
 
 import pytest
 
+from profiler.codec import encode
 from tests.lab import slurm
 from tests.lab.box import SHARED
 from tests.lab.lab import Lab
 from tests.lab.launching import follow, hosts_of, launch, make_plan, running, unhurried
+from tests.unit.runs import plan_of
 
 pytestmark = [pytest.mark.lab, pytest.mark.distributed, pytest.mark.usefixtures("can_slurm")]
 
@@ -20,22 +22,30 @@ def lab():
     with Lab(unhurried()) as lab:
         slurm.start(lab)
         make_plan(lab)
+        dealt = plan_of(devices=(0, 2, 1, 3))  # the ranks of a node do not follow each other
+        lab.shared("dealt.json").write_text(encode(dealt))
         lab.shared("hosts").write_text("host2\nhost0\n")
         yield lab
 
 
-@pytest.mark.parametrize("tasks", ["node", "rank"])
-def test_ranks_sit_on_the_hosts_in_the_order_of_the_file(tasks, lab):
+@pytest.mark.parametrize(
+    ("tasks", "plan", "order"),
+    [
+        ("node", "plan", ["host2", "host2", "host0", "host0"]),
+        ("rank", "dealt", ["host2", "host0", "host2", "host0"]),
+    ],
+)
+def test_ranks_sit_on_the_hosts_that_the_plan_names(tasks, plan, order, lab):
     where = ("--on", "slurm", "--hosts", HOSTS, "--tasks", tasks, "--runs", SHARED / tasks)
     options = ("--sbatch-option", "partition=all", "--sbatch-option", "time=5")
-    with launch(lab, PLAN, *where, *options, "--steps", 3, "--json") as process:
+    with launch(lab, SHARED / f"{plan}.json", *where, *options, "--steps", 3, "--json") as process:
         out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
     steps = [line.split(" loss")[0] for line in err.splitlines() if line.startswith("step ")]
     assert steps == [f"step {k}" for k in range(5)]
     observed = json.loads(out)
     assert observed["state"] == "complete"
-    assert hosts_of(observed) == ["host2", "host2", "host0", "host0"]
+    assert hosts_of(observed) == order
 
 
 def test_stop_cancels_the_job_and_the_launcher_knows(lab):

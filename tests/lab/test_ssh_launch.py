@@ -106,6 +106,20 @@ def test_status_and_stop_of_a_run(lab):
     assert observed["steps_done"] >= report["steps_done"]
 
 
+def test_after_a_fault_all_ranks_are_started_again(lab):
+    again = ("--steps", 300, "--checkpoint-every", 20, "--max-restarts", 1, "--json")
+    with on_hosts(lab, "again", *again) as process:
+        run = running(lab, "again")
+        header = (run / "ranks" / "rank-00003.jsonl").read_text().splitlines()[0]
+        lab.run("host0", ["kill", "-9", str(json.loads(header)["pid"])], check=True)
+        out, err = process.communicate(timeout=150)
+    assert process.returncode == 0, err
+    assert "warning: host host0: rank 3 was killed by signal 9 (SIGKILL)" in err
+    observed = json.loads(out)
+    assert (observed["restarts"], observed["steps_done"]) == (1, 302)
+    assert hosts_of(observed) == ["host2", "host2", "host0", "host0"]
+
+
 def test_after_kill_9_nothing_runs_and_the_run_is_lost(lab):
     with on_hosts(lab, "killed", "--steps", 10**6) as process:
         run = running(lab, "killed")
