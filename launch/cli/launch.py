@@ -55,10 +55,10 @@ def run(
     ] = False,
     runs: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the command, do nothing.")
+        bool, typer.Option("--dry-run", help="Print what would be started.")
     ] = False,
     prepare: Annotated[
-        bool, typer.Option("--prepare", help="Make the run's folder, print the command.")
+        bool, typer.Option("--prepare", help="Make the run's folder with it.")
     ] = False,
     any_host: Annotated[
         bool, typer.Option("--any-host", help="Also where the profile is not of.")
@@ -88,10 +88,10 @@ def run(
         typer.Option(help="Kubernetes: pytorchjob, jobset or trainjob.", show_default="pytorchjob"),
     ] = None,
     image: Annotated[
-        str | None, typer.Option(help="Kubernetes: with meshwright.", show_default="none")
+        str | None, typer.Option(help="Kubernetes: image with meshwright.", show_default="none")
     ] = None,
     claim: Annotated[
-        str | None, typer.Option(help="Kubernetes: volume of the runs.", show_default="none")
+        str | None, typer.Option(help="Kubernetes: claim of the runs' volume.", show_default="none")
     ] = None,
     namespace: Annotated[
         str | None, typer.Option(help="Kubernetes.", show_default="the current one")

@@ -137,11 +137,17 @@ def state_in(text: str) -> str | None:
 
 
 def cancel(name: str) -> None:
-    """Delete a job and what belongs to it, and wait until it is gone."""
-    run_quietly("kubectl", "delete", *_words(name), "--ignore-not-found", "--wait")
+    """Delete a job and what belongs to it, and wait until it is gone; `UserError` where that
+    fails."""
+    names = [name]
     if "/trainjob/" in name:
-        runtime = name.replace("/trainjob/", "/trainingruntime/")
-        run_quietly("kubectl", "delete", *_words(runtime), "--ignore-not-found", "--wait")
+        names.append(name.replace("/trainjob/", "/trainingruntime/"))
+    for each in names:
+        done = run_quietly("kubectl", "delete", *_words(each), "--ignore-not-found", "--wait")
+        if done.returncode != 0:
+            raise UserError(
+                f"kubectl does not delete the job: {done.stderr.strip()[:300]}", kind="failed"
+            )
 
 
 def _words(name: str) -> list[str]:

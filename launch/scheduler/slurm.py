@@ -141,10 +141,13 @@ def state_of(number: str) -> str | None:
 
 
 def cancel(number: str) -> None:
-    """End a job and wait until it has; what has ended already is no error."""
-    run_quietly("scancel", number)
+    """End a job and wait until it has; what has ended already is no error, what goes on is."""
+    done = run_quietly("scancel", number)
     deadline = time.monotonic() + _END_S
-    while (state_of(number) or "") in ACTIVE and time.monotonic() < deadline:
+    while (state_of(number) or "") in ACTIVE:
+        if done.returncode != 0 or time.monotonic() > deadline:
+            why = done.stderr.strip()[:300] or f"it has not ended after {_END_S:.0f} s"
+            raise UserError(f"job {number} cannot be cancelled: {why}", kind="failed")
         time.sleep(0.2)
 
 

@@ -9,6 +9,7 @@ again as often as the recipe says: torchrun's own restarts would lose the order 
 import contextlib
 import json
 import secrets
+import shutil
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -55,6 +56,10 @@ class SshNodes:
 
     def ready(self, plan: Plan, runs: Path) -> Self:
         """Ask all hosts that the plan uses."""
+        if shutil.which("ssh") is None:
+            raise UserError(
+                "there is no `ssh` here", hint="install OpenSSH's client", kind="failed"
+            )
         chosen = self._chosen(plan)
         hosts = [host for host, _ in chosen]
         with _token_in(runs) as (file, token), ThreadPoolExecutor(_AT_ONCE) as pool:

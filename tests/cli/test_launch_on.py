@@ -100,14 +100,19 @@ def test_prepare_writes_what_would_be_started(meshwright, tmp_path):
 
 @pytest.mark.usefixtures("planned")
 @pytest.mark.parametrize(
-    ("args", "program"), [(SLURM, "sbatch"), ((*KUBERNETES, "--claim", "shared"), "kubectl")]
+    ("args", "program"),
+    [
+        (("--on", "ssh", "--hosts", "hosts"), "ssh"),
+        (SLURM, "sbatch"),
+        ((*KUBERNETES, "--claim", "shared"), "kubectl"),
+    ],
 )
 def test_a_scheduler_that_is_not_there_is_said(args, program, meshwright, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     result = meshwright("launch", "plan.json", *args)
     assert result.code == 1
     assert result.err.startswith(f"error: there is no `{program}` here\n")
-    assert "--prepare" in result.err
+    assert "hint: " in result.err
     assert not (tmp_path / "runs").exists()
 
 
