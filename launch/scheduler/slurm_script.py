@@ -116,7 +116,7 @@ def _body(job: Job, how: ScriptOptions, places: Sequence[str], per_node: int) ->
         *(f"export {key}={shlex.quote(value)}" for key, value in WORKER_ENV),
         f"for attempt in {' '.join(str(k) for k in range(attempts))}; do",
         f"  srun --distribution=arbitrary --ntasks={len(places)} --kill-on-bad-exit=1 \\",
-        f"    --cpu-bind=none --unbuffered bash -c {shlex.quote(_task(job, how, per_node))}",
+        f"    --cpu-bind=none bash -c {shlex.quote(_task(job, how, per_node))}",
         "  status=$?",
         '  if [ "$status" = 0 ]; then exit 0; fi',
         "done",

@@ -22,7 +22,7 @@ export PYTHONSAFEPATH=1
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 for attempt in 0; do
   srun --distribution=arbitrary --ntasks=2 --kill-on-bad-exit=1 \
-    --cpu-bind=none --unbuffered bash -c 'exec python3 -P -m torch.distributed.run --nnodes=2 --nproc-per-node=2 --max-restarts=0 "--node-rank=$SLURM_PROCID" "--master-addr=$HEAD_NODE" "--master-port=$PORT" -m launch.runtime.train --plan /shared/runs/p-1/plan.json --run-dir /shared/runs/p-1'
+    --cpu-bind=none bash -c 'exec python3 -P -m torch.distributed.run --nnodes=2 --nproc-per-node=2 --max-restarts=0 "--node-rank=$SLURM_PROCID" "--master-addr=$HEAD_NODE" "--master-port=$PORT" -m launch.runtime.train --plan /shared/runs/p-1/plan.json --run-dir /shared/runs/p-1'
   status=$?
   if [ "$status" = 0 ]; then exit 0; fi
 done

@@ -22,7 +22,7 @@ export PYTHONSAFEPATH=1
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 for attempt in 0 1 2; do
   srun --distribution=arbitrary --ntasks=4 --kill-on-bad-exit=1 \
-    --cpu-bind=none --unbuffered bash -c 'exec env RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS MASTER_ADDR=$HEAD_NODE MASTER_PORT=$PORT python3 -P -m launch.runtime.train --plan /shared/runs/p-1/plan.json --run-dir /shared/runs/p-1'
+    --cpu-bind=none bash -c 'exec env RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS MASTER_ADDR=$HEAD_NODE MASTER_PORT=$PORT python3 -P -m launch.runtime.train --plan /shared/runs/p-1/plan.json --run-dir /shared/runs/p-1'
   status=$?
   if [ "$status" = 0 ]; then exit 0; fi
 done
