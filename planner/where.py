@@ -1,4 +1,4 @@
-"""On which nodes and node groups of a cluster the devices and ranks of a layout are."""
+"""On which nodes and node groups of a cluster the devices, ranks and stages of a layout are."""
 
 from bisect import bisect_left
 from itertools import pairwise
@@ -19,6 +19,20 @@ def nodes_of_devices(cluster: ClusterSpec) -> tuple[int, ...]:
     """Node, numbered over all groups, of each device in the cluster's order."""
     sizes = [g.devices_per_node for g in cluster.groups for _ in range(g.num_nodes)]
     return tuple(node for node, size in enumerate(sizes) for _ in range(size))
+
+
+def nodes_of_ranks(
+    cluster: ClusterSpec, config: ParallelConfig, placement: Placement
+) -> tuple[int, ...]:
+    """Node of each global rank, counted through all groups of the cluster.
+
+    Where the placement names devices, a coordinate's rank is on its device; else rank r is on
+    device r.
+    """
+    node_of = nodes_of_devices(cluster)
+    ranks = placement.ranks or range(config.num_devices)
+    device_of = dict(zip(ranks, placement.devices or ranks, strict=True))
+    return tuple(node_of[device_of[rank]] for rank in range(config.num_devices))
 
 
 def groups_of_ranks(

@@ -13,10 +13,12 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from launch.framework.native import Command
 from launch.scheduler.orphans import end_with_parent
+
+if TYPE_CHECKING:  # `launch.scheduler.guard` starts on every host: it imports no planner
+    from launch.framework.native import Command
 
 GRACE_S = 20.0
 
@@ -39,7 +41,8 @@ def signals_interrupt() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _end_with_us() -> None:
+def end_with_us() -> None:
+    """In a child before its command: it gets SIGTERM when this process is gone."""
     end_with_parent(signal.SIGTERM)
 
 
@@ -57,7 +60,7 @@ def stop(process: "subprocess.Popen[Any]", grace_s: float = GRACE_S) -> None:
         process.wait()
 
 
-def run(command: Command, log: Path, on_line: Callable[[str], None]) -> int:
+def run(command: "Command", log: Path, on_line: Callable[[str], None]) -> int:
     """Run to the end; every output line goes to `log` and to `on_line`. Returns the exit status.
 
     KeyboardInterrupt (also from SIGTERM, SIGHUP) stops all processes and is raised again.
@@ -73,7 +76,7 @@ def run(command: Command, log: Path, on_line: Callable[[str], None]) -> int:
             text=True,
             errors="replace",
             start_new_session=True,
-            preexec_fn=_end_with_us,
+            preexec_fn=end_with_us,
         )
         try:
             assert process.stdout is not None

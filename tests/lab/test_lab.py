@@ -10,6 +10,7 @@ import pytest
 
 from tests.lab import jobs, quota
 from tests.lab.lab import ROOT, Lab, LabError
+from tests.lab.launching import commands
 from tests.lab.measure import wait_for
 from tests.lab.topology import SHIPPED, shipped
 
@@ -29,10 +30,6 @@ def test_signals_and_statuses_pass_through(cluster):
     assert cluster.run("host0", ["cat"], stdin="text").stdout == "text"
     with pytest.raises(LabError, match="no-such-program"):
         cluster.run("host0", ["no-such-program"], check=True)
-
-
-def commands(lab, host):
-    return lab.run(host, ["sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '"]).stdout
 
 
 def test_a_killed_host_is_gone_at_once(ranks):
