@@ -17,6 +17,9 @@ SILENT_S = 8.0
 MAX_LINE = 1 << 22
 """Bytes; a task names at most some thousand hosts."""
 
+MESSAGE_BYTES = (1 << 18, 1 << 24)
+"""Least and most of a message of a stream: short beside the stream, long beside its overhead."""
+
 Message = dict[str, Any]
 
 

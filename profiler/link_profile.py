@@ -1,8 +1,10 @@
 """What `meshwright profile --links` measured: the facts behind the matrices of a links file.
 
-A direction of a pair is a line through the median times of its messages (`link_files.fit`); what
-several flows reach together stands beside what each reached alone, so that the reader sees what is
-shared. Stored in `links.json` under `measured`.
+The rate of a direction is that of a stream of messages, by the clock of who receives it; its
+latency is half of the fastest round trip. Both hold on hosts that are busy with other work, where
+single messages wait for the processor: their median times are kept beside, as points. What several
+flows reach together stands beside what each reached alone, so that the reader sees what is shared.
+Stored in `links.json` under `measured`.
 """
 
 from typing import Literal
@@ -27,12 +29,11 @@ class PairTime:
     target: str
     nic: str
     points: tuple[tuple[int, float], ...]
-    """(bytes, median seconds one way), ascending."""
+    """(bytes, median seconds one way) of single messages, ascending."""
     latency_s: float
     bytes_per_s: float
     spread: float
-    """Median relative deviation of the points from the line, or the largest relative spread of
-    repetitions, whichever is more."""
+    """Half the interquartile range of the times of eight parts of the stream, over their median."""
 
 
 @record

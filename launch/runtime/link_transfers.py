@@ -4,9 +4,13 @@ Every task makes a group of its own from the store, without a world: hosts that 
 or are gone, do not matter, and each wait ends by a time limit.
 """
 
+import itertools
+import math
 import os
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -14,12 +18,19 @@ import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
-from launch.link_wire import Message
+from launch.link_wire import MESSAGE_BYTES, Message
 from profiler.measure import links
-from profiler.measure.timer import Limits
+from profiler.measure.timer import Agree, Limits, collect, elapsed_s, summarise
+from profiler.profile import Timing
 
 _FIRST = 0.25
 """Share of a stream that is not counted: buffers fill, and the others start."""
+_MESSAGES, _STREAM = 0.3, 0.7
+"""Shares of a direction's time: messages one by one, and a stream of them."""
+_UNDER_WAY = 4
+"""Messages of a stream at a time, so that a host that is late to look at one holds up nothing."""
+_PARTS = 8
+_MESSAGE_S = 5e-3
 
 
 class Transfers:
@@ -31,6 +42,7 @@ class Transfers:
         self.device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
+        self._under_way = _UNDER_WAY if self.device.type == "cpu" else 1
 
     @property
     def backend(self) -> str:
@@ -79,18 +91,43 @@ class Transfers:
         return options
 
     def _pair(self, task: Message) -> Message:
-        """Both directions, one after the other; the result is that of which we are the sender."""
+        """Both directions, one after the other; each has what its sender and receiver saw."""
         group = self._group_of(task, self._store(task))
-        limits = Limits(budget_s=task["budget_s"], tolerance=0.01)
-        own: list[tuple[int, float, float]] = []
+        own: Message = {}
         for ranks in ((0, 1), (1, 0)):
             agree = links.sender_decides(group, ranks, self.device)
+            limits = Limits(budget_s=_MESSAGES * task["budget_s"], tolerance=0.01)
             times = links.measure_p2p(
                 group, ranks, task["sizes"], limits, self.device, agree, cut=True
             )
+            least = self._least_s(group, ranks, limits, agree)
+            # The sender knows how long a message takes, and both must make it as long.
+            size = torch.tensor([_message_bytes(times)], dtype=torch.int64, device=self.device)
+            links.message(group, size, *ranks)
+            buffer = torch.zeros(int(size.item()) // 4, device=self.device)
+            seconds = _STREAM * task["budget_s"]
             if group.rank() == ranks[0]:
-                own = [(size, time.median_s, time.spread_s) for size, time in times]
-        return {"points": own}
+                own["points"] = [(size, time.median_s) for size, time in times]
+                own["latency_s"] = least
+                self._send(group, ranks[1], buffer, seconds)
+            else:
+                rate, spread = self._receive(group, ranks[0], buffer, seconds)
+                own["bytes_per_s"], own["spread"] = rate, spread
+        return own
+
+    def _least_s(
+        self, group: dist.ProcessGroup, ranks: tuple[int, int], limits: Limits, agree: Agree
+    ) -> float:
+        """Half of the fastest round trip of one element: that of hosts which do nothing else."""
+        small = torch.zeros(1, device=self.device)
+
+        def there_and_back() -> None:
+            links.message(group, small, *ranks)
+            links.message(group, small, *ranks[::-1])
+
+        share = replace(limits, budget_s=limits.budget_s / 4)
+        rows = collect(lambda: (elapsed_s(self.device, there_and_back),), share, agree)
+        return min(row[0] for row in rows) / 2
 
     def _group(self, task: Message) -> Message:
         group = self._group_of(task, self._store(task))
@@ -115,9 +152,10 @@ class Transfers:
         links.message(group, buffer[:1], 1, 0)
         self._together(task)
         if group.rank() == 0:
-            self._send(group, buffer, task["seconds"])
+            self._send(group, 1, buffer, task["seconds"])
             return {}
-        return {"bytes_per_s": self._receive(group, buffer, task["seconds"])}
+        rate, _ = self._receive(group, 0, buffer, task["seconds"])
+        return {"bytes_per_s": rate}
 
     def _together(self, task: Message) -> None:
         store = self._store(task | {"part": ""})
@@ -125,35 +163,70 @@ class Transfers:
             store.set("go", "1")
         store.wait(["go"], timedelta(seconds=task["timeout_s"]))
 
-    def _send(self, group: dist.ProcessGroup, buffer: torch.Tensor, seconds: float) -> None:
-        """Until the time is over; the last message begins with a 1."""
+    def _send(
+        self, group: dist.ProcessGroup, target: int, buffer: torch.Tensor, seconds: float
+    ) -> None:
+        """Until the time is over; as many last messages as are under way begin with a 1."""
+        last = buffer.clone()
+        last[0] = 1
+        works: deque[Any] = deque()
+
+        def send(message: torch.Tensor) -> None:
+            if len(works) == self._under_way:
+                works.popleft().wait()
+                self._finish()
+            works.append(group.send([message], target, 0))
+
         begin = time.perf_counter()
         while time.perf_counter() - begin < seconds:
-            group.send([buffer], 1, 0).wait()
-            self._finish()
-        buffer[0] = 1
-        group.send([buffer], 1, 0).wait()
+            send(buffer)
+        for _ in range(self._under_way):
+            send(last)
+        while works:
+            works.popleft().wait()
         self._finish()
 
-    def _receive(self, group: dist.ProcessGroup, buffer: torch.Tensor, seconds: float) -> float:
-        """Bytes per second between the first and the last message that count."""
+    def _receive(
+        self, group: dist.ProcessGroup, source: int, buffer: torch.Tensor, seconds: float
+    ) -> tuple[float, float]:
+        """Bytes per second from the first to the last message that count, and the relative spread
+        of its parts."""
         begin = time.perf_counter()
         stamps: list[float] = []
-        while not stamps or not buffer[0]:
-            group.recv([buffer], 0, 0).wait()
+        works: deque[Any] = deque()
+        for _ in range(self._under_way):
+            own = torch.empty_like(buffer)
+            works.append((own, group.recv([own], source, 0)))
+        while works:
+            own, work = works.popleft()
+            work.wait()
             self._finish()
             stamps.append(time.perf_counter() - begin)
-        counted = [t for t in stamps if _FIRST * seconds <= t <= seconds]
-        if len(counted) < 3:
-            counted = stamps
-        if len(counted) < 2:
-            raise RuntimeError("the stream was too short to be timed")
-        num_bytes = buffer.numel() * buffer.element_size()
-        return num_bytes * (len(counted) - 1) / (counted[-1] - counted[0])
+            if not own[0]:
+                works.append((own, group.recv([own], source, 0)))
+        return _rate(stamps, buffer.numel() * buffer.element_size(), seconds)
 
     def _finish(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def _rate(stamps: Sequence[float], num_bytes: int, seconds: float) -> tuple[float, float]:
+    """Of messages that came at these times, the first ones left out."""
+    counted = [t for t in stamps if _FIRST * seconds <= t <= seconds]
+    if len(counted) < 3:
+        counted = list(stamps)
+    rate = num_bytes * (len(counted) - 1) / (counted[-1] - counted[0])
+    ends = counted[:: max(1, (len(counted) - 1) // _PARTS)]
+    parts = summarise([late - early for early, late in itertools.pairwise(ends)])
+    return rate, parts.spread_s / parts.median_s if parts.median_s > 0 else 0.0
+
+
+def _message_bytes(times: Sequence[tuple[int, Timing]]) -> int:
+    """Of a message of a stream, by the largest that was timed: a power of 2."""
+    size, timing = times[-1]
+    wanted = size / max(timing.median_s, 1e-9) * _MESSAGE_S
+    return 1 << round(math.log2(min(max(wanted, MESSAGE_BYTES[0]), MESSAGE_BYTES[1])))
 
 
 def _nccl_nic(nic: str) -> None:

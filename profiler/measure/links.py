@@ -73,14 +73,21 @@ def measure_p2p(
     least = limits.warmup + max(limits.check_every, limits.min_repeats)
     for num_bytes in sizes:
         if cut and len(results) > 1:
-            last_bytes, last = results[-1]
-            if agree(last.median_s * num_bytes / last_bytes * least > 2 * share.budget_s):
+            long = _next_s(results, num_bytes) * least > 2 * share.budget_s
+            if agree(long):
                 break
         payload = _buffer(num_bytes, device)
         rows = collect(lambda payload=payload: (round_trip(payload),), share, agree)  # type: ignore[misc]
         one_way = [max(row[0] / 2, row[0] - back.median_s / 2) for row in rows]
         results.append((num_bytes, summarise(one_way)))
     return results
+
+
+def _next_s(results: list[tuple[int, Timing]], num_bytes: int) -> float:
+    """Of a larger message, by the line through the last two."""
+    (few, early), (more, late) = results[-2:]
+    slope = max(0.0, late.median_s - early.median_s) / (more - few)
+    return late.median_s + slope * (num_bytes - more)
 
 
 def _shared(limits: Limits, parts: int) -> Limits:
