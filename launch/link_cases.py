@@ -22,8 +22,10 @@ from profiler.link_profile import (
 
 SIZES = (4, 1 << 12, 1 << 16, 1 << 18, 1 << 20, 1 << 22, 1 << 24)
 """Bytes of messages between two hosts."""
-GROUP_SIZES = (1 << 16, 1 << 20)
-"""Bytes of collectives: where latency counts, and where the rate does."""
+GROUP_BYTES = (1 << 16, 1 << 20, 1 << 28)
+"""Of collectives: where latency counts; the least and most where the rate does."""
+GROUP_MESSAGE_S = 10e-3
+"""The larger collective has as many bytes as the slowest link moves in so long."""
 GROUP_OPS: tuple[GroupOp, ...] = ("all_reduce", "all_gather", "all_to_all")
 PAIRS_SHARE, GROUPS_SHARE = 0.6, 0.15
 PAIR_S = (0.2, 1.0)
@@ -89,10 +91,12 @@ def group_budget_s(budget_s: float, num_hosts: int) -> float:
     return min(max(share, GROUP_S[0]), GROUP_S[1])
 
 
-def group_task(nic: str, op: GroupOp, hosts: Sequence[str], budget_s: float) -> Task:
-    """One operation over some hosts."""
+def group_task(nic: str, op: GroupOp, hosts: Sequence[str], budget_s: float, rate: float) -> Task:
+    """One operation over some hosts; `rate`: bytes per second of the slowest link."""
+    least, low, high = GROUP_BYTES
+    large = 1 << round(math.log2(min(max(rate * GROUP_MESSAGE_S, low), high)))
     part = {
-        "kind": "group", "op": op, "hosts": list(hosts), "nic": nic, "sizes": GROUP_SIZES,
+        "kind": "group", "op": op, "hosts": list(hosts), "nic": nic, "sizes": (least, large),
         "budget_s": budget_s,
     }  # fmt: skip
     return Task(name=f"group {op} {len(hosts)}", parts=(part,), timeout_s=TIMEOUT_S)

@@ -94,12 +94,14 @@ class Course:
     def _groups(self) -> None:
         hosts = self.agents.alive
         budget = cases.group_budget_s(self.inputs.budget_s, len(hosts))
+        rates = self.rates(self.inputs.nics[0], hosts)
+        slowest = float(np.nanmin(rates)) if np.isfinite(rates).any() else 0.0
         for size in cases.group_sizes(len(hosts)):
             for op in cases.GROUP_OPS:
                 self._step(f"{op} of {size} hosts")
                 alive = self.agents.alive[:size]
                 if len(alive) == size:
-                    task = cases.group_task(self.inputs.nics[0], op, alive, budget)
+                    task = cases.group_task(self.inputs.nics[0], op, alive, budget, slowest)
                     self._batch([task], cases.group_result, last=True)
 
     def rates(self, nic: str, hosts: Sequence[str]) -> Floats:

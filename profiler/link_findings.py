@@ -7,12 +7,14 @@ a profile: links are compared with what the two ends and the tier of switches re
 A value is far off below `NEAR` of what is usual and beyond `NOISE` times its own spread: overhead
 of protocols (4%) and noise (10%) are less, the faults that are looked for (a lower port rate, half
 the PCIe lanes, a bad cable) are at least that. Latencies are told by both directions of a pair,
-which are measured one after the other, so that a moment's load is no finding.
+which are measured one after the other, and only where the usual small message is near the fastest,
+so that hosts busy with other work are no finding.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from profiler.link_complete import NEAR, EndsAndTiers, Ints, fit, infer_tiers
 from profiler.link_profile import Direction, Finding, FlowTime, PairTime
@@ -23,6 +25,8 @@ FLOOR_S = 50e-6
 """Latencies nearer to the usual one are the noise of hosts that compute."""
 TIMES_LATENCY = 3.0
 MAD_LATENCY = 6.0
+QUIET = 1.5
+"""Usual over fastest time of small messages, up to which the latency is that of the link."""
 SHARED = 0.8
 """Flows at once below this part of their sum alone share something."""
 
@@ -62,7 +66,7 @@ def find(
         model = fit(rates, infer_tiers(rates) if tiers is None else tiers)
         found += _slow_nics(hosts, nic, model)
         found += _slow_links(hosts, nic, rates, spread, model)
-        found += _latencies(hosts, nic, latency_s, model.tiers)
+        found += _latencies(hosts, nic, latency_s, _quiet(hosts, pairs, nic), model.tiers)
     order = ("slow_nic", "slow_link", "asymmetric_link", "latency")
     return (*sorted(found, key=lambda f: order.index(f.kind)), *_shared(flows))
 
@@ -126,9 +130,20 @@ def _slow_links(
     return found
 
 
+def _quiet(hosts: Sequence[str], pairs: Sequence[PairTime], nic: str) -> NDArray[np.bool_]:
+    """Pairs, [n, n], whose usual small message is near their fastest: nothing else held it up."""
+    place = {host: k for k, host in enumerate(hosts)}
+    quiet = np.ones((len(hosts), len(hosts)), dtype=bool)
+    for pair in pairs:
+        if pair.nic == nic and pair.points and pair.source in place and pair.target in place:
+            at = place[pair.source], place[pair.target]
+            quiet[at] = pair.points[0][1] <= QUIET * pair.latency_s
+    return quiet & quiet.T
+
+
 def _latencies(
-    hosts: Sequence[str], nic: str, latency_s: Floats, tiers: Ints
-) -> list[Finding]:  # fmt: skip
+    hosts: Sequence[str], nic: str, latency_s: Floats, quiet: NDArray[np.bool_], tiers: Ints
+) -> list[Finding]:
     """Pairs whose messages take far longer than those of their tier, in both directions."""
     known = np.isfinite(latency_s) & ~np.eye(len(hosts), dtype=bool)
     low = np.fmin(latency_s, latency_s.T)
@@ -138,7 +153,7 @@ def _latencies(
         usual = float(np.median(low[of]))
         noise = 1.4826 * float(np.median(np.abs(low[of] - usual)))
         limit = max(TIMES_LATENCY * usual, usual + MAD_LATENCY * noise, usual + FLOOR_S)
-        for i, j in np.argwhere(np.triu(of & (low > limit) & known.T)):
+        for i, j in np.argwhere(np.triu(of & (low > limit) & known.T & quiet)):
             found.append(
                 Finding(
                     kind="latency", host=hosts[i], nic=nic, peer=hosts[j], direction="both",

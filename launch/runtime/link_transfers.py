@@ -10,7 +10,6 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -25,8 +24,8 @@ from profiler.profile import Timing
 
 _FIRST = 0.25
 """Share of a stream that is not counted: buffers fill, and the others start."""
-_MESSAGES, _STREAM = 0.3, 0.7
-"""Shares of a direction's time: messages one by one, and a stream of them."""
+_MESSAGES, _PINGS, _STREAM = 0.2, 0.15, 0.65
+"""Shares of a direction's time: messages of several sizes, of one element, and a stream."""
 _UNDER_WAY = 4
 """Messages of a stream at a time, so that a host that is late to look at one holds up nothing."""
 _PARTS = 8
@@ -100,7 +99,8 @@ class Transfers:
             times = links.measure_p2p(
                 group, ranks, task["sizes"], limits, self.device, agree, cut=True
             )
-            least = self._least_s(group, ranks, limits, agree)
+            pings = Limits(budget_s=_PINGS * task["budget_s"], tolerance=0.0)
+            least = self._least_s(group, ranks, pings, agree)
             # The sender knows how long a message takes, and both must make it as long.
             size = torch.tensor([_message_bytes(times)], dtype=torch.int64, device=self.device)
             links.message(group, size, *ranks)
@@ -125,8 +125,7 @@ class Transfers:
             links.message(group, small, *ranks)
             links.message(group, small, *ranks[::-1])
 
-        share = replace(limits, budget_s=limits.budget_s / 4)
-        rows = collect(lambda: (elapsed_s(self.device, there_and_back),), share, agree)
+        rows = collect(lambda: (elapsed_s(self.device, there_and_back),), limits, agree)
         return min(row[0] for row in rows) / 2
 
     def _group(self, task: Message) -> Message:

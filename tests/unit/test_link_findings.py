@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from profiler.codec import replace
 from profiler.link_findings import find, lost_hosts, rate_words
 from profiler.link_profile import FlowPath, FlowTime
 from tests.unit.made_pairs import made_cluster, pair_times
@@ -84,6 +85,17 @@ def test_latency_counts_where_both_directions_show_it():
     assert found(alike(), latency_s=latency) == []
     latency[3, 0] = 2e-3
     assert found(alike(), latency_s=latency) == [("latency", "host0", "host3", "both")]
+
+
+def test_latency_of_busy_hosts_is_no_finding():
+    latency = np.full((4, 4), 1e-4)
+    latency[0, 3] = latency[3, 0] = 2e-3
+    for median, kinds in ((2.1e-3, ["latency"]), (6e-3, [])):
+        pairs = [
+            replace(p, points=((4, median if p.latency_s > 1e-3 else 1e-4),))
+            for p in pair_times(HOSTS, alike(), latency_s=latency)
+        ]
+        assert [f.kind for f in find(HOSTS, ("eth0",), pairs)] == kinds
 
 
 def test_what_is_shared():
