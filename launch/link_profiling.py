@@ -146,7 +146,8 @@ def _agents(
     stack.callback(agents.close)
     processes: dict[str, subprocess.Popen[bytes]] = {}
     if how.ssh is None:
-        line = f"{TOKEN_ENV}={secret} python -P {' '.join(AGENT)} ADDRESS:{agents.port} [NAME]"
+        own = how.address or "ADDRESS"
+        line = f"{TOKEN_ENV}={secret} python -P {' '.join(AGENT)} {own}:{agents.port} [NAME]"
         tell(f"Waiting for agents; start on each host: {line}")
     else:
         for host in how.hosts:

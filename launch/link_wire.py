@@ -10,6 +10,8 @@ import os
 import socket
 from typing import Any
 
+from profiler.errors import UserError
+
 TOKEN_ENV = "MESHWRIGHT_LINK_TOKEN"
 BEAT_S = 1.0
 SILENT_S = 8.0
@@ -49,5 +51,14 @@ def address_towards(host: str) -> str:
 
 
 def token() -> str:
-    """A word that agents of this run show."""
-    return os.urandom(12).hex()
+    """A word that agents of this run show: that of the environment, for agents that are started by
+    other means, or a new one."""
+    return os.environ.get(TOKEN_ENV) or os.urandom(12).hex()
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """`HOST` or `HOST:PORT` -> host and port, 0 where none is given; `UserError` otherwise."""
+    host, _, port = text.rpartition(":") if ":" in text else (text, "", "0")
+    if not host or not (port.isascii() and port.isdigit() and int(port) < 1 << 16):
+        raise UserError(f"`{text[:80]}` is no address", hint="`HOST` or `HOST:PORT`")
+    return host, int(port)

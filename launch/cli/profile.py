@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from profiler.profile import Profile
 
 
-_LINKS = "Links between hosts"
-
-
 def run(
     model: Annotated[
         str | None,
@@ -43,36 +40,28 @@ def run(
     ] = None,
     links: Annotated[
         bool,
-        typer.Option("--links", help="Measure links, no model.", rich_help_panel=_LINKS),
+        typer.Option("--links", help="Links between hosts; needs no model."),
     ] = False,
-    hosts: Annotated[
-        Path | None, typer.Option(help="Hostfile, reached by ssh.", rich_help_panel=_LINKS)
-    ] = None,
+    hosts: Annotated[Path | None, typer.Option(help="Links: hostfile, reached by ssh.")] = None,
     read: Annotated[
         Path | None,
-        typer.Option("--from", help="Convert a file of links.", rich_help_panel=_LINKS),
+        typer.Option("--from", help="Links: convert a file instead."),
     ] = None,
     nics: Annotated[
         str | None,
-        typer.Option(help="eth0,eth1 or all [the system's choice].", rich_help_panel=_LINKS),
+        typer.Option(help="Links: eth0,eth1 or all [the system's choice]."),
     ] = None,
     fabric: Annotated[
-        Path | None, typer.Option(help="topology.conf, ibnetdiscover.", rich_help_panel=_LINKS)
+        Path | None, typer.Option(help="Links: topology.conf or ibnetdiscover.")
     ] = None,
     budget: Annotated[
-        float, typer.Option(min=1, max=86400, help="Seconds to measure.", rich_help_panel=_LINKS)
+        float, typer.Option(min=1, max=86400, help="Links: seconds to measure.")
     ] = 60.0,
-    serial: Annotated[
-        bool, typer.Option("--serial", help="One pair at a time.", rich_help_panel=_LINKS)
-    ] = False,
-    seed: Annotated[
-        int, typer.Option(min=0, max=2**31, help="Of sampled pairs.", rich_help_panel=_LINKS)
-    ] = 0,
-    address: Annotated[
-        str | None, typer.Option(help="Ours, for the hosts.", rich_help_panel=_LINKS)
-    ] = None,
+    serial: Annotated[bool, typer.Option("--serial", help="Links: one pair at a time.")] = False,
+    seed: Annotated[int, typer.Option(min=0, max=2**31, help="Links: of sampled pairs.")] = 0,
+    address: Annotated[str | None, typer.Option(help="Links: HOST[:PORT] of this host.")] = None,
     by_hand: Annotated[
-        bool, typer.Option("--wait", help="Agents come by themselves.", rich_help_panel=_LINKS)
+        bool, typer.Option("--wait", help="Links: agents start by other means.")
     ] = False,
     as_json: Json = False,
 ) -> None:

@@ -49,13 +49,15 @@ def run(
     else:
         assert hosts is not None
         from launch.link_profiling import How, measure_links
+        from launch.link_wire import parse_address
         from launch.profiling import discard_partial
         from launch.scheduler.hosts import read_hosts
         from launch.scheduler.ssh import Ssh
 
+        own, port = (None, 0) if address is None else parse_address(address)
         how = How(
             hosts=read_hosts(hosts), ssh=None if by_hand else Ssh(), nics=_nics(nics),
-            budget_s=budget_s, serial=serial, seed=seed, address=address, fabric=known,
+            budget_s=budget_s, serial=serial, seed=seed, address=own, port=port, fabric=known,
         )  # fmt: skip
         with _progress() as progress:
             links, report = measure_links(how, out, restart=restart, progress=progress, tell=note)

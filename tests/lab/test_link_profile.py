@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from profiler.codec import replace
 from profiler.link_files import read_link_report, read_links
-from tests.lab import ssh
+from tests.lab import slurm, ssh
 from tests.lab.lab import Lab
 from tests.lab.measure import wait_for
 from tests.lab.topology import shipped
@@ -93,10 +94,20 @@ def test_the_bad_link_then_the_bad_nic_are_named(tmp_path):
         assert out[:3].min() > 500
 
 
-def test_two_nics_are_measured_apart(tmp_path):
-    with Lab(shipped("mixed-nics")) as lab:
-        ssh.start(lab)
-        links, report, _ = measured(lab, tmp_path, "--nics", "all")
+@pytest.mark.usefixtures("can_slurm")
+def test_two_nics_are_measured_apart_by_agents_that_srun_starts(tmp_path):
+    # Without quotas: ranks of a job that have a fifth of a core measure their processor.
+    with Lab(replace(shipped("mixed-nics"), cpu_share=None)) as lab:
+        slurm.start(lab)
+        argv, out = command(lab, tmp_path, "--nics", "all", "--wait", "--address", "ctl:5000")
+        agent = [sys.executable, "-P", "-m", "launch.runtime.link_agent", "ctl:5000"]
+        word = ["env", "MESHWRIGHT_LINK_TOKEN=a word", "PYTHONUNBUFFERED=1"]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        with lab.popen("ctl", [*word, *argv], text=True, **pipes) as process:
+            agents = lab.run("ctl", [*word, "srun", "--nodes=4", "--ntasks-per-node=1", *agent])
+            said = process.communicate()[0]
+        assert (process.returncode, agents.returncode) == (0, 0), said + agents.stderr
+        links, report = read_links(out), read_link_report(out)
         assert report.nics == ("eth0", "eth1")
         slow = [
             p.bytes_per_s * 8e-6 for p in report.pairs if p.nic == "eth0" and p.source > "host1"
