@@ -22,7 +22,7 @@ from profiler.link_profile import (
 
 SIZES = (4, 1 << 12, 1 << 16, 1 << 18, 1 << 20, 1 << 22, 1 << 24)
 """Bytes of messages between two hosts."""
-GROUP_BYTES = (1 << 16, 1 << 20, 1 << 28)
+GROUP_BYTES = (1 << 16, 1 << 18, 1 << 28)
 """Of collectives: where latency counts; the least and most where the rate does."""
 GROUP_MESSAGE_S = 10e-3
 """The larger collective has as many bytes as the slowest link moves in so long."""

@@ -88,6 +88,13 @@ def _measure(
         agents = _agents(how, names, stack, log.fileno(), tell)
         for host, why in agents.lost.items():
             tell(f"{host} is left out: {why}")
+        if len(agents.alive) < 2:
+            raise UserError(
+                "fewer than two hosts answered",
+                hint=f"what their agents said is in `{journal.log}`",
+                kind="failed",
+                details=tuple(f"{host}: {why}" for host, why in agents.lost.items())[:5],
+            )
         known = set(agents.lost)
         nics = _nics(how.nics, agents, tell)
         used = LinkInputs(

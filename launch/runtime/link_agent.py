@@ -94,13 +94,25 @@ class Agent:
             self.send(reply)
 
 
+def _connect(address: tuple[str, int]) -> socket.socket:
+    """To a coordinator that may be about to start."""
+    deadline = time.monotonic() + _CONNECT_S
+    while True:
+        try:
+            return socket.create_connection(address, timeout=_CONNECT_S)
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+
+
 def main(argv: list[str]) -> None:
     """Connect, serve, end."""
     end_with_parent(signal.SIGKILL)
     host, _, port = argv[0].rpartition(":")
     name = argv[1] if len(argv) > 1 else socket.gethostname()
     torch.set_num_threads(1)
-    with socket.create_connection((host, int(port)), timeout=_CONNECT_S) as control:
+    with _connect((host, int(port))) as control:
         control.settimeout(None)
         control.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         Agent(control, name, host).serve()

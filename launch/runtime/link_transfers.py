@@ -211,11 +211,14 @@ class Transfers:
 
 
 def _rate(stamps: Sequence[float], num_bytes: int, seconds: float) -> tuple[float, float]:
-    """Of messages that came at these times, the first ones left out."""
+    """Of messages that came at these times, the first ones left out: the median over half of the
+    stream, so that a moment in which the receiver did not look moves nothing."""
     counted = [t for t in stamps if _FIRST * seconds <= t <= seconds]
     if len(counted) < 3:
         counted = list(stamps)
-    rate = num_bytes * (len(counted) - 1) / (counted[-1] - counted[0])
+    half = len(counted) // 2
+    spans = [late - early for early, late in zip(counted, counted[half:], strict=False)]
+    rate = num_bytes * half / summarise(spans).median_s
     ends = counted[:: max(1, (len(counted) - 1) // _PARTS)]
     parts = summarise([late - early for early, late in itertools.pairwise(ends)])
     return rate, parts.spread_s / parts.median_s if parts.median_s > 0 else 0.0

@@ -99,7 +99,8 @@ def test_two_nics_are_measured_apart_by_agents_that_srun_starts(tmp_path):
     # Without quotas: ranks of a job that have a fifth of a core measure their processor.
     with Lab(replace(shipped("mixed-nics"), cpu_share=None)) as lab:
         slurm.start(lab)
-        argv, out = command(lab, tmp_path, "--nics", "all", "--wait", "--address", "ctl:5000")
+        words = ("--nics", "all", "--budget", "16", "--wait", "--address", "ctl:5000")
+        argv, out = command(lab, tmp_path, *words)
         agent = [sys.executable, "-P", "-m", "launch.runtime.link_agent", "ctl:5000"]
         word = ["env", "MESHWRIGHT_LINK_TOKEN=a word", "PYTHONUNBUFFERED=1"]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
