@@ -6,11 +6,7 @@ ranks/*.jsonl and, at the end, whatever the end, observed.json with the steps th
 finished.
 """
 
-import collections
 import contextlib
-import importlib.util
-import os
-import socket
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,72 +14,23 @@ from typing import Literal, NoReturn
 
 from launch.artifact import is_folder, read_plan, write_atomic
 from launch.checkpoints import find_checkpoint, step_of
-from launch.collect import OBSERVED_NAME, STATUS_NAME, collect
-from launch.faults import first_fault
-from launch.framework.native import check_runnable, command, nodes_of
+from launch.collect import OBSERVED_NAME, collect
+from launch.framework.native import check_runnable
 from launch.observed import Observed, State
 from launch.recipe import FILE_NAME, Recipe
-from launch.scheduler import local
+from launch.scheduler.base import Job, Scheduler
+from launch.status import Status, status_of_us, write_status
 from launch.tokens import open_tokens
 from launch.trace import write_trace
 from planner.plan import Plan
-from profiler.codec import encode, record, replace
+from profiler.codec import encode, replace
 from profiler.config_json import first_difference
-from profiler.errors import ErrorKind, UserError
+from profiler.errors import UserError
 from profiler.huggingface import FILE_NAME as CONFIG_NAME
 from profiler.huggingface import read_model
 from profiler.model import ModelSpec
 
-TAIL_LINES = 10_000
-"""Of a run's output, kept for finding what ended it."""
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
-
-
-@record
-class Status:
-    """Content of `status.json`."""
-
-    kind: Literal["status"] = "status"
-    plan_id: str
-    state: Literal["running", "complete", "interrupted", "failed"]
-    pid: int
-    num_steps: int
-    steps_done: int
-    message: str = ""
-
-
-def check_here(plan: Plan, *, any_host: bool) -> None:
-    """Raise `UserError` (stale) where this machine is not what the plan was made for."""
-    check_runnable(plan)
-    node, (num_nodes, per_node) = plan.cluster.uniform, nodes_of(plan)
-    hint = "plan for this machine: `meshwright profile`, then `meshwright plan --profile`"
-    if num_nodes > 1:
-        raise UserError(
-            f"plan `{plan.id}` is for {num_nodes} nodes; `launch` runs on one",
-            hint="`--prepare` makes the run's folder and prints the command to start on each node",
-            kind="stale",
-        )
-    if not node.device.is_host:
-        found = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
-        if found < per_node:
-            raise UserError(
-                f"plan `{plan.id}` is stale: it was made for {per_node} x "
-                f"{node.device.name}, this machine has {found} GPUs",
-                hint=hint,
-                kind="stale",
-            )
-    made_on, here = plan.profile.environment, socket.gethostname()
-    if made_on.host and not any_host and (made_on.host, made_on.num_cores) != (here, _cores()):
-        raise UserError(
-            f"plan `{plan.id}` is stale: its profile is of host `{made_on.host}` with "
-            f"{made_on.num_cores} cores, this is `{here}` with {_cores()}",
-            hint=f"{hint}; or pass `--any-host` to run it all the same",
-            kind="stale",
-        )
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def checked(plan: Plan, recipe: Recipe) -> Recipe:
@@ -168,93 +115,67 @@ def make_run_dir(plan: Plan, recipe: Recipe, runs: Path) -> Path:
     raise UserError(f"`{runs}` holds 9,999 runs of plan `{plan.id}`", hint="pass another `--runs`")
 
 
-def check_torch() -> None:
-    """Raise `UserError` where torch is not installed."""
-    if importlib.util.find_spec("torch") is None:
-        raise UserError(
-            "this needs torch, which is not installed",
-            hint="pip install 'meshwright[run]'",
-            kind="failed",
-        )
-
-
 def launch(
-    plan: Plan, runs: Path, recipe: Recipe, on_line: Callable[[str], None]
+    plan: Plan, runs: Path, recipe: Recipe, scheduler: Scheduler, on_line: Callable[[str], None]
 ) -> tuple[Path, Observed]:
-    """Run the plan here to the end; returns the run's folder and what was observed.
+    """Run the plan to the end; returns the run's folder and what was observed.
 
     Raises `UserError`: `failed` where a rank failed, `interrupted` after Ctrl-C; in both cases the
     folder says so and holds the finished steps.
     """
-    check_torch()
+    check_runnable(plan)
+    scheduler.files(Job(plan=plan, recipe=recipe, run_dir=runs.absolute() / plan.id))  # can it?
+    scheduler = scheduler.ready(plan, runs)
     recipe = checked(plan, recipe)
-    run_dir = make_run_dir(plan, recipe, runs)
-    what = command(plan, run_dir, recipe)
-    write_atomic(run_dir / "command.sh", f"#!/bin/sh\nexec env {what.text}\n")
-    _status(run_dir, plan, recipe, "running", 0)
-    log = run_dir / "run.log"
-    tail: collections.deque[str] = collections.deque(maxlen=TAIL_LINES)
+    job = Job(plan=plan, recipe=recipe, run_dir=make_run_dir(plan, recipe, runs))
+    for name, text in scheduler.files(job).items():
+        write_atomic(job.run_dir / name, text)
+    status = status_of_us(plan.id, scheduler.name, recipe.total_steps)
+    write_status(job.run_dir, status)
 
-    def see(line: str) -> None:
-        tail.append(line)
-        on_line(line)
+    def on_job(name: str) -> None:
+        nonlocal status
+        status = replace(status, job=name)
+        write_status(job.run_dir, status)
 
     try:
-        code = local.run(what, log, see)
+        ended = scheduler.run(job, on_line, on_job)
     except KeyboardInterrupt:
-        _finish(run_dir, plan, recipe, "interrupted", "interrupted", "stopped")
-    if code != 0:
-        _finish(run_dir, plan, recipe, "failed", "failed", first_fault(tail) or f"status {code}")
-    observed = collect(plan, run_dir, "complete")
+        _fail(job, status, "interrupted", "stopped")
+    except UserError as e:
+        finish(plan, job.run_dir, status, "failed", e.message)
+        raise
+    if ended.code != 0:
+        _fail(job, status, "failed", ended.fault or f"status {ended.code}")
+    observed = collect(plan, job.run_dir, "complete")
     if observed is None or observed.steps_done < recipe.total_steps:
-        _finish(run_dir, plan, recipe, "failed", "failed", "ranks ended without all their steps")
-    write_atomic(run_dir / OBSERVED_NAME, encode(observed))
+        _fail(job, status, "failed", "ranks ended without all their steps")
+    write_atomic(job.run_dir / OBSERVED_NAME, encode(observed))
     if recipe.trace:
-        write_trace(run_dir)
-    _status(run_dir, plan, recipe, "complete", observed.steps_done)
-    return run_dir, observed
+        write_trace(job.run_dir)
+    write_status(job.run_dir, replace(status, state="complete", steps_done=observed.steps_done))
+    return job.run_dir, observed
 
 
-def _status(
-    run_dir: Path,
-    plan: Plan,
-    recipe: Recipe,
-    state: Literal["running", "complete", "interrupted", "failed"],
-    done: int,
-    message: str = "",
-) -> None:
-    status = Status(
-        plan_id=plan.id,
-        state=state,
-        pid=os.getpid(),
-        num_steps=recipe.total_steps,
-        steps_done=done,
-        message=message,
-    )
-    write_atomic(run_dir / STATUS_NAME, encode(status))
-
-
-def _finish(
-    run_dir: Path,
-    plan: Plan,
-    recipe: Recipe,
-    state: State,
-    kind: ErrorKind,
-    message: str,
-) -> NoReturn:
-    """Keep what there is of a run that did not end well, and raise."""
+def finish(plan: Plan, run_dir: Path, status: Status, state: State, why: str) -> Status:
+    """Keep what there is of a run that ended; its last status."""
     observed = None
     with contextlib.suppress(UserError):  # records that cannot be read do not hide what ended it
         observed = collect(plan, run_dir, state)
     done = observed.steps_done if observed else 0
-    assert state != "complete"
+    status = replace(status, state=state, steps_done=done, message=why)
     with contextlib.suppress(UserError):  # on a full disk what ended the run matters more
-        _status(run_dir, plan, recipe, state, done, message)
+        write_status(run_dir, status)
         if observed:
             write_atomic(run_dir / OBSERVED_NAME, encode(observed))
-    word = "was stopped" if state == "interrupted" else f"failed: {message}"
+    return status
+
+
+def _fail(job: Job, status: Status, state: Literal["interrupted", "failed"], why: str) -> NoReturn:
+    done = finish(job.plan, job.run_dir, status, state, why).steps_done
+    word = "was stopped" if state == "interrupted" else f"failed: {why}"
     raise UserError(
-        f"the run {word} after {done} of {recipe.total_steps} steps",
-        hint=f"`{run_dir}` holds its log and the finished steps",
-        kind=kind,
+        f"the run {word} after {done} of {status.num_steps} steps",
+        hint=f"`{job.run_dir}` holds its log and the finished steps",
+        kind=state,
     )

@@ -12,7 +12,7 @@ nothing else is known.
 
 import re
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 MAX_LENGTH = 300
@@ -114,8 +114,18 @@ class _Reader:
         current.raised.append(raised)
 
 
-def first_fault(lines: Iterable[str]) -> str:
-    """Which rank failed first and why, from the lines of a run's log; empty where it says nothing.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """What ended the ranks of one log."""
+
+    text: str
+    """Empty where the log says nothing."""
+    is_cause: bool
+    """Whether it is more than ranks that lost each other."""
+
+
+def fault_of(lines: Iterable[str]) -> Fault:
+    """Which rank failed first and why, from the lines of a run's log.
 
     Of several attempts the last one counts. Where it only shows that ranks lost each other, the
     one before that shows more is named with it.
@@ -129,8 +139,22 @@ def first_fault(lines: Iterable[str]) -> str:
     number = f", in attempt {len(ended)} of {len(ended)}" if len(ended) > 1 else ""
     causes = [words for words, known in faults if known]
     if is_cause or not causes:
-        return f"{last}{number}" if last else ""
-    return f"{causes[-1]}, and the next attempt failed: {last}"
+        return Fault(text=f"{last}{number}" if last else "", is_cause=is_cause)
+    return Fault(text=f"{causes[-1]}, and the next attempt failed: {last}", is_cause=True)
+
+
+def first_fault(lines: Iterable[str]) -> str:
+    """The text of `fault_of`; empty where the log says nothing."""
+    return fault_of(lines).text
+
+
+def first_of_hosts(logs: Mapping[str, Iterable[str]]) -> str:
+    """What ended a run on several hosts, from the log of each in the order in which they ended: the
+    first that shows a cause, with its host's name."""
+    faults = [(host, fault_of(lines)) for host, lines in logs.items()]
+    known = [(host, fault) for host, fault in faults if fault.text]
+    chosen = next((each for each in known if each[1].is_cause), known[0] if known else None)
+    return f"host {chosen[0]}: {chosen[1].text}" if chosen else ""
 
 
 def _is_cause(attempt: _Attempt) -> bool:

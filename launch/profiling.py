@@ -166,7 +166,7 @@ def _run_workers(
 ) -> int:
     """One start of all processes, to its end; its exit code."""
     command = [
-        *torchrun(1, inputs.num_processes),
+        *torchrun(inputs.num_processes),
         *("-m", "launch.runtime.profile_worker", str(journal.folder.resolve())),
     ]
     settings = dict(WORKER_ENV) | {"MESHWRIGHT_SUPERVISOR": str(os.getpid())}

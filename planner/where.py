@@ -1,7 +1,7 @@
-"""On which node groups of a cluster the pipeline ranks of a layout are."""
+"""On which nodes of a cluster the ranks of a layout are, and on which groups its stages."""
 
 from bisect import bisect_left
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from planner.config import ParallelConfig, Placement
 from profiler.cluster import ClusterSpec, NodeGroup
@@ -13,6 +13,28 @@ def starts_of(cluster: ClusterSpec) -> tuple[int, ...]:
     for group in cluster.groups:
         starts.append(starts[-1] + group.num_nodes * group.devices_per_node)
     return tuple(starts)
+
+
+def nodes_of_ranks(
+    cluster: ClusterSpec, config: ParallelConfig, placement: Placement
+) -> tuple[int, ...]:
+    """Node of each global rank, counted through all groups of the cluster.
+
+    Where the placement names devices, a coordinate's rank is on its device; else rank r is on
+    device r.
+    """
+    node_of = [
+        first + device // group.devices_per_node
+        for group, first in zip(cluster.groups, _first_nodes(cluster), strict=True)
+        for device in range(group.num_nodes * group.devices_per_node)
+    ]
+    ranks = placement.ranks or range(config.num_devices)
+    device_of = dict(zip(ranks, placement.devices or ranks, strict=True))
+    return tuple(node_of[device_of[rank]] for rank in range(config.num_devices))
+
+
+def _first_nodes(cluster: ClusterSpec) -> list[int]:
+    return list(accumulate((g.num_nodes for g in cluster.groups[:-1]), initial=0))
 
 
 def groups_of_ranks(

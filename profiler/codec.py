@@ -28,7 +28,7 @@ T = TypeVar("T")
 Path_ = tuple[str | int, ...]
 
 MAX_BYTES = 256 * 2**20
-_WRITERS = {"plan": "plan", "profile": "profile", "observed": "launch"}
+_WRITERS = {"plan": "plan", "profile": "profile", "observed": "launch", "status": "launch"}
 """Kind of artifact -> the command that writes it."""
 _HEADER = ("format_version", "kind")
 

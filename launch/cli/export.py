@@ -19,9 +19,9 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Write a run's weights as Hugging Face safetensors."""
-    from launch.apply import check_torch
     from launch.artifact import is_folder, read_plan
     from launch.checkpoints import find_checkpoint, step_of
+    from launch.scheduler.single_node import check_torch
     from profiler.codec import canonical
     from profiler.errors import UserError
 

@@ -7,12 +7,15 @@ user's folder off the import path, where a `profiler.py` of theirs would hide ou
 
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from launch.recipe import Recipe
 from planner.layout import check_devices_of, check_layout, runtime_refuses
 from planner.plan import Plan
+from planner.where import nodes_of_ranks
 from profiler.errors import UserError
 from profiler.model_support import check_reference
 
@@ -21,9 +24,15 @@ PRECISIONS = ("bf16", "fp32")
 """In which the reference runtime trains."""
 
 
-def _quoted(word: str) -> str:
-    """For a shell, which is to fill in $HEAD_NODE."""
-    return f'"{word}"' if "$HEAD_NODE" in word else shlex.quote(word)
+_FILLED = ("$HEAD_NODE", "$NODE_RANK", "$PORT", "$SLURM_PROCID")
+"""Names that a shell is to fill in."""
+
+
+def shell_words(argv: Sequence[str]) -> str:
+    """Words for a shell, quoted, apart from the names that it is to fill in."""
+    return " ".join(
+        f'"{word}"' if any(name in word for name in _FILLED) else shlex.quote(word) for word in argv
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +46,7 @@ class Command:
     def text(self) -> str:
         """The command as one would type it."""
         env = [f"{k}={shlex.quote(v)}" for k, v in self.env]
-        return " ".join([*env, *(_quoted(word) for word in self.argv)])
+        return " ".join([*env, shell_words(self.argv)])
 
 
 def check_runnable(plan: Plan) -> None:
@@ -62,21 +71,14 @@ def check_runnable(plan: Plan) -> None:
             hint="plan without it, or launch with another framework",
             place=f"plan {plan.id}",
         )
-    if len(plan.cluster.groups) > 1:
+    if len({group.device.is_host for group in plan.cluster.groups}) > 1:
         raise UserError(
-            f"plan `{plan.id}` is for {len(plan.cluster.groups)} kinds of node; the reference "
-            "launcher starts nodes of one kind",
+            f"plan `{plan.id}` is for hosts and accelerators together, which the reference "
+            "runtime does not join",
             hint="plan for one of them, or start the layout with a framework of yours",
             place=f"plan {plan.id}",
         )
-    if chosen.placement.devices:
-        raise UserError(
-            f"plan `{plan.id}` names the device of each rank, which the reference launcher does "
-            "not place",
-            hint="plan for the nodes that it may use",
-            place=f"plan {plan.id}",
-        )
-    names, (nodes, _) = chosen.placement.interfaces, nodes_of(plan)
+    names, nodes = chosen.placement.interfaces, len(set(nodes_of(plan)))
     if names and len(names) != nodes:
         raise UserError(
             f"plan `{plan.id}` names {len(names)} network interfaces for {nodes} nodes",
@@ -84,28 +86,67 @@ def check_runnable(plan: Plan) -> None:
         )
 
 
-def nodes_of(plan: Plan) -> tuple[int, int]:
-    """(nodes, devices of each) that the layout uses, the first of the cluster."""
-    num, per_node = plan.chosen.config.num_devices, plan.cluster.uniform.devices_per_node
-    return max(1, num // per_node), min(num, per_node)
+def nodes_of(plan: Plan) -> tuple[int, ...]:
+    """Node of each rank, counted through the groups of the plan's cluster."""
+    return nodes_of_ranks(plan.cluster, plan.chosen.config, plan.chosen.placement)
 
 
-def torchrun(num_nodes: int, per_node: int, max_restarts: int = 0) -> tuple[str, ...]:
-    """The start of a torchrun command line: one process per device on each of `num_nodes` nodes.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agent:
+    """One torchrun: it starts the ranks of a node, which follow each other."""
 
-    After one failed all are started again, up to `max_restarts` times.
+    node: int
+    """Counted through the groups of the plan's cluster."""
+    num_ranks: int
+
+
+def agents_of(plan: Plan) -> tuple[Agent, ...]:
+    """The agents in the order of their ranks; `UserError` where a node's ranks do not follow each
+    other."""
+    agents = [Agent(node=n, num_ranks=len(list(own))) for n, own in groupby(nodes_of(plan))]
+    if len({agent.node for agent in agents}) < len(agents):
+        raise UserError(
+            f"plan `{plan.id}` deals the ranks of a node out among those of others, and torchrun "
+            "numbers those of a node one after the other",
+            hint="launch it with `--on slurm --tasks rank`",
+            place=f"plan {plan.id}",
+        )
+    return tuple(agents)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Meeting:
+    """How the agents of several nodes find each other; texts, as a shell may fill them in."""
+
+    num_nodes: int
+    node_rank: str = "$NODE_RANK"
+    head: str = "$HEAD_NODE"
+    port: str = str(DEFAULT_PORT)
+
+
+def torchrun(
+    num_ranks: int,
+    *,
+    max_restarts: int = 0,
+    meeting: Meeting | None = None,
+    python: str = sys.executable,
+) -> tuple[str, ...]:
+    """The start of a torchrun command line: `num_ranks` processes on this node.
+
+    After one failed all are started again, up to `max_restarts` times. Nodes keep the order of
+    their node ranks. Only where they must meet again after a fault do they have none: there
+    torchrun sorts them by their addresses.
     """
-    base = (sys.executable, "-P", "-m", "torch.distributed.run")
-    each = (f"--nproc-per-node={per_node}", f"--max-restarts={max_restarts}")
-    if num_nodes == 1:
+    base = (python, "-P", "-m", "torch.distributed.run")
+    each = (f"--nproc-per-node={num_ranks}", f"--max-restarts={max_restarts}")
+    if meeting is None:
         return (*base, "--standalone", *each)
-    return (
-        *base,
-        f"--nnodes={num_nodes}",
-        *each,
-        "--rdzv-backend=c10d",
-        f"--rdzv-endpoint=$HEAD_NODE:{DEFAULT_PORT}",
-    )
+    nodes = f"--nnodes={meeting.num_nodes}"
+    if max_restarts:
+        point = f"--rdzv-endpoint={meeting.head}:{meeting.port}"
+        return (*base, nodes, *each, "--rdzv-backend=c10d", point)
+    order = (f"--node-rank={meeting.node_rank}", f"--master-addr={meeting.head}")
+    return (*base, nodes, *each, *order, f"--master-port={meeting.port}")
 
 
 WORKER_ENV = (
@@ -121,12 +162,22 @@ the system and fault it in again, page by page, with every micro-batch. Each sta
 a store of its own: in torchrun's shared one they would find the addresses of the ranks before."""
 
 
+def worker(run_dir: Path) -> tuple[str, ...]:
+    """What each rank runs, after the interpreter's own options."""
+    plan = str(run_dir / "plan.json")
+    return ("-m", "launch.runtime.train", "--plan", plan, "--run-dir", str(run_dir))
+
+
 def command(plan: Plan, run_dir: Path, recipe: Recipe) -> Command:
-    """The command that trains `plan` with its files, `recipe.json` among them, in `run_dir`."""
-    worker = (
-        "-m", "launch.runtime.train",
-        "--plan", str(run_dir / "plan.json"),
-        "--run-dir", str(run_dir),
-    )  # fmt: skip
-    start = torchrun(*nodes_of(plan), recipe.max_restarts)
-    return Command(argv=(*start, *worker), env=WORKER_ENV)
+    """The command that trains `plan` with its files, `recipe.json` among them, in `run_dir`; for
+    several nodes one for each of them."""
+    agents = agents_of(plan)
+    if len({agent.num_ranks for agent in agents}) > 1:
+        raise UserError(
+            f"plan `{plan.id}` takes unlike numbers of devices of its nodes, which no one command "
+            "starts",
+            hint="launch it with `--on ssh` or `--on slurm --tasks rank`",
+        )
+    meeting = Meeting(num_nodes=len(agents)) if len(agents) > 1 else None
+    start = torchrun(agents[0].num_ranks, max_restarts=recipe.max_restarts, meeting=meeting)
+    return Command(argv=(*start, *worker(run_dir)), env=WORKER_ENV)

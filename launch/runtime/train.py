@@ -26,6 +26,7 @@ import torch.distributed as dist
 from launch.artifact import write_atomic
 from launch.checkpoints import checkpoint_root
 from launch.collect import OBSERVED_NAME, STATUS_NAME, collect
+from launch.framework.native import nodes_of
 from launch.recipe import FILE_NAME, Recipe, read_recipe
 from launch.runtime.checkpoint import Checkpoints
 from launch.runtime.data import TokenData
@@ -37,6 +38,7 @@ from launch.runtime.record import Recorder
 from launch.runtime.trainer import StepResult, Trainer
 from launch.scheduler.orphans import end_with_parent
 from planner.plan import FORMAT_VERSION, Plan, check_plan
+from profiler.cluster import NodeGroup
 from profiler.codec import decode_artifact, encode, read_text
 from profiler.errors import UserError
 
@@ -58,7 +60,8 @@ def _read_plan(path: Path) -> Plan:
 
 
 def _device(plan: Plan) -> torch.device:
-    kind = plan.cluster.uniform.device
+    rank = int(os.environ.get("RANK", "0"))
+    kind = _group(plan, nodes_of(plan)[rank]).device
     if not kind.is_host:
         local, found = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
         if local >= found:
@@ -75,12 +78,19 @@ def _device(plan: Plan) -> torch.device:
     return torch.device("cpu")
 
 
+def _group(plan: Plan, node: int) -> NodeGroup:
+    """The group of a node."""
+    each = [group for group in plan.cluster.groups for _ in range(group.num_nodes)]
+    return each[node]
+
+
 def _choose_interface(plan: Plan) -> None:
     """The network interface that the plan names for this node, before anything connects."""
     names = plan.chosen.placement.interfaces
-    node = int(os.environ.get("GROUP_RANK", "0"))
     if not names:
         return
+    nodes = nodes_of(plan)
+    node = list(dict.fromkeys(nodes)).index(nodes[int(os.environ.get("RANK", "0"))])
     if node >= len(names):
         raise UserError(f"the plan names {len(names)} interfaces, this is node {node}")
     known = {name for _, name in socket.if_nameindex()}

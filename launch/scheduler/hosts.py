@@ -6,6 +6,7 @@ one.
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from profiler.codec import read_text, record
@@ -68,3 +69,26 @@ def _host(words: list[str], place: str) -> Host:
     if not (value.isascii() and value.isdigit() and len(value) <= 6 and int(value) > 0):
         raise UserError(f"`slots={value[:80]}` is not a number above 0", hint=_FORM, place=place)
     return Host(name=name, slots=int(value))
+
+
+def hosts_of_nodes(
+    hosts: Sequence[Host], wanted: Sequence[tuple[int, int]], place: str
+) -> tuple[Host, ...]:
+    """Hosts of the nodes (number in the cluster, ranks on it); `UserError` where the file names too
+    few, or one has too few slots."""
+    needed = max(node for node, _ in wanted) + 1
+    if len(hosts) < needed:
+        raise UserError(
+            f"it names {len(hosts)} hosts, and the plan uses node {needed} of its cluster",
+            hint="a host for each node of the cluster, in its order",
+            place=place,
+        )
+    for node, ranks in wanted:
+        host = hosts[node]
+        if host.slots is not None and host.slots < ranks:
+            raise UserError(
+                f"host `{host.name}` has {host.slots} slots, and the plan puts {ranks} ranks there",
+                hint="plan for the devices that the hosts have",
+                place=place,
+            )
+    return tuple(hosts[node] for node, _ in wanted)

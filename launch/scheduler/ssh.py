@@ -7,14 +7,18 @@ however it ended. Who starts the client keeps its input open as long as the comm
 """
 
 import shlex
+import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 CONNECT_S = 10
 ALIVE_S = 5
-ALIVE_TIMES = 4
+ALIVE_TIMES = 3
 """A host that answers none of so many questions, `ALIVE_S` apart, is given up."""
+ASK_S = 60.0
+"""Longest time for a question to a host."""
 FAILED_STATUS = 255
 """ssh's own status where the connection failed; else it is the command's."""
 
@@ -57,3 +61,36 @@ class Ssh:
         guard = (self.python, "-P", "-m", "launch.scheduler.guard")
         words = ["exec", "env", *added, *guard, *argv]
         return (*self.client(host), shlex.join(words))
+
+    def address(self, host: str) -> str:
+        """The name or address by which ssh finds `host`, as its configuration says."""
+        argv = (*self.client(host)[:-2], "-G", host)
+        said = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        found = dict(line.split(" ", 1) for line in said.stdout.splitlines() if " " in line)
+        return found.get("hostname", host.rpartition("@")[2])
+
+    def ask(self, host: str, argv: Sequence[str]) -> "subprocess.CompletedProcess[str]":
+        """Run a short command on `host` to its end; `ASK_S` at most."""
+        client = subprocess.Popen(
+            self.command(host, argv),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        with client:
+            assert client.stdin is not None
+            deadline = threading.Timer(ASK_S, client.kill)
+            deadline.start()
+            try:
+                assert client.stdout is not None
+                assert client.stderr is not None
+                # What is not `communicate`, which closes the input, and with it ends the command.
+                out = client.stdout.read()
+                err = client.stderr.read()
+                return subprocess.CompletedProcess(client.args, client.wait(), out, err)
+            finally:
+                deadline.cancel()
+                client.kill()

@@ -1,4 +1,4 @@
-"""What docs/runtime.md shows can be done."""
+"""What docs/runtime.md and docs/launching.md show can be done."""
 
 import re
 import shlex
@@ -8,6 +8,7 @@ from launch.recipe import read_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "runtime.md").read_text(encoding="utf-8")
+LAUNCHING = (ROOT / "docs" / "launching.md").read_text(encoding="utf-8")
 LAYOUT, RECIPE = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
 
 
@@ -25,8 +26,11 @@ def test_the_recipe_is_read(tmp_path):
 
 
 def test_every_command_and_option_named_exists(meshwright):
-    commands = set(re.findall(r"`?meshwright (\w+)", TEXT))
+    commands = set(re.findall(r"`?meshwright (\w+)", TEXT + LAUNCHING))
     helps = "".join(meshwright(name, "--help").out for name in sorted(commands))
     assert commands >= {"plan", "launch", "export"}
-    for option in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", TEXT)) - {"--write"}:
+    for option in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", TEXT + LAUNCHING)) - {
+        "--write",
+        "--distribution",
+    }:
         assert option in helps, option

@@ -186,10 +186,12 @@ def test_prepare_makes_the_folder_and_a_command_for_every_node(meshwright, tmp_p
     assert meshwright("plan", "-m", "tiny-llama", "-c", "cpu-2x4", "--seq-len", 128).code == 0
     done = meshwright("launch", "plan.json", "--prepare")
     assert done.code == 0
-    assert ' "--rdzv-endpoint=$HEAD_NODE:29500" ' in done.out
+    assert ' "--node-rank=$NODE_RANK" "--master-addr=$HEAD_NODE" --master-port=29500 ' in done.out
     assert "HEAD_NODE set to the first" in done.err
+    again = meshwright("launch", "plan.json", "--dry-run", "--max-restarts", 2)
+    assert ' "--rdzv-endpoint=$HEAD_NODE:29500" ' in again.out
     (run,) = (tmp_path / "runs").iterdir()
-    assert {p.name for p in run.iterdir()} == {"plan.json", "recipe.json", "ranks"}
+    assert {p.name for p in run.iterdir()} == {"plan.json", "recipe.json", "ranks", "command.sh"}
     assert f"--run-dir {run}" in done.out
     refused = meshwright("launch", "plan.json")
     assert (refused.code, "--prepare" in refused.err) == (5, True)

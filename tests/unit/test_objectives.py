@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launch.cli import render
-from launch.framework.native import command, nodes_of
+from launch.framework.native import agents_of, command
 from launch.recipe import recipe_of
 from planner.explain import explain
 from planner.objective import (
@@ -127,14 +127,14 @@ def test_idle_devices_are_said_and_neither_slow_nor_start():
     assert half.chosen.config == config
     assert half.chosen.cost.step_s == found.chosen.cost.step_s
     assert half.chosen.cost.mfu == pytest.approx(found.chosen.cost.mfu)
-    assert nodes_of(found) == (2, 8)
+    assert [agent.num_ranks for agent in agents_of(found)] == [8, 8]
     start = command(found, Path("run"), recipe_of({}))
     assert "--nnodes=2" in start.argv
 
 
 def test_part_of_a_node_is_started():
     found = plan(options("step", 4), resolve_cluster("h100-1x8"))
-    assert nodes_of(found) == (1, 4)
+    assert [agent.num_ranks for agent in agents_of(found)] == [4]
 
 
 def test_prices_give_the_price_of_tokens():

@@ -1,0 +1,54 @@
+"""`meshwright launch --status RUN` and `--stop RUN`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from launch.cli.terminal import note, say
+
+if TYPE_CHECKING:
+    from launch.progress import RunReport
+
+
+def show(run_dir: Path, *, end_first: bool, as_json: bool) -> None:
+    """How a run is doing, after it was ended where that is asked for."""
+    from launch.progress import report_of, stop
+    from profiler.codec import encode
+
+    if end_first:
+        stop(run_dir)
+    report = report_of(run_dir)
+    if as_json:
+        typer.echo(encode(report), nl=False)
+        return
+    for line in lines_of(report):
+        say(line)
+    if report.state == "lost":
+        note("Its launcher is gone; `--stop` collects what it left")
+
+
+def lines_of(report: "RunReport") -> list[str]:
+    """The report for people."""
+    job = f", job {report.job}" if report.job else ""
+    why = f": {report.message}" if report.state == "failed" and report.message else ""
+    steps = [f"{report.steps_done} of {report.num_steps} steps"]
+    if report.last_step_s is not None:
+        steps.append(f"the last in {report.last_step_s:.3f} s")
+    if report.loss is not None:
+        steps.append(f"loss {report.loss:.3f}")
+    if report.seconds_left is not None:
+        steps.append(f"about {_duration(report.seconds_left)} left")
+    return [
+        f"{report.plan_id} {report.state}{why}",
+        f"on {report.scheduler}{job}, launched from {report.host}",
+        ", ".join(steps),
+    ]
+
+
+def _duration(seconds: float) -> str:
+    """`42 s`, `12 min`, `3 h 05 min`."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
