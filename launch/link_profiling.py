@@ -7,6 +7,7 @@ named, and the links of the others are measured all the same.
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -63,6 +64,11 @@ def measure_links(
     """
     if len(how.hosts) < 2:
         raise UserError("links need two hosts or more", hint="list them in the hostfile")
+    if how.ssh is not None and shutil.which("ssh") is None:
+        raise UserError(
+            "there is no `ssh` on this machine",
+            hint="install OpenSSH's client, or start agents by other means and give `--wait`",
+        )
     folder = partial_folder(out)
     with local.signals_interrupt(), only_one(folder):
         try:
@@ -149,7 +155,12 @@ def _agents(
 ) -> Agents:
     """Agents that are there, once all came or cannot; they end with the stack."""
     secret = token()
-    agents = Agents(names, secret, stack.enter_context(_store(log)), how.port)
+    store = stack.enter_context(_store(log))
+    try:
+        agents = Agents(names, secret, store, how.port)
+    except OSError as e:
+        reason = (e.strerror or str(e)).lower()
+        raise UserError(f"cannot listen on port {how.port}: {reason}", kind="failed") from None
     stack.callback(agents.close)
     processes: dict[str, subprocess.Popen[bytes]] = {}
     if how.ssh is None:
@@ -180,8 +191,8 @@ def _agent(
 ) -> "Iterator[subprocess.Popen[bytes]]":
     assert how.ssh is not None
     try:
-        own = how.address or address_towards(host.address)
-    except OSError:  # a name of ssh's configuration alone; its connection says what is wrong
+        own = how.address or address_towards(how.ssh.address(host.name))
+    except OSError:  # no such name; its connection says what is wrong
         own = how.address or "localhost"
     argv = [how.ssh.python, "-P", *AGENT, f"{own}:{agents.port}", host.address]
     command = how.ssh.command(host.name, argv, dict(WORKER_ENV) | {TOKEN_ENV: secret})
