@@ -89,7 +89,7 @@ def measure_profile(
         environment=environment(device),
     )
     folder = partial_folder(out)
-    with local.signals_interrupt(), _only_one(folder) as lock:
+    with local.signals_interrupt(), only_one(folder) as lock:
         journal = open_journal(folder, inputs, restart=restart)
         try:
             _measure(journal, inputs, lock, progress or (lambda done, total, label: None))
@@ -205,7 +205,7 @@ def _size(path: Path) -> int:
 
 
 @contextlib.contextmanager
-def _only_one(folder: Path) -> Iterator[int]:
+def only_one(folder: Path) -> Iterator[int]:
     """Hold the folder's lock; `UserError` where another run holds it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

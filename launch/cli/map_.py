@@ -116,6 +116,7 @@ def run(
         typer.echo(text, nl=False)
     else:
         _print(mapped, mesh, spec, job, table)
+        _say_findings(links, set(hosts))
         if nics:
             say("NIC of each GPU of a node, as near as equal numbers allow:")
             _say_list([f"{n.gpu}:{n.nic}({n.kind})" for n in nics])
@@ -302,6 +303,19 @@ def _print(
     if idle:
         say("Left out:")
         _say_list(idle)
+
+
+def _say_findings(path: Path, used: set[str]) -> None:
+    """What stands out in the links of hosts that the map uses, where they were measured."""
+    from profiler.link_files import read_link_report
+
+    report = read_link_report(path)
+    found = () if report is None else report.findings
+    lines = [f.message for f in found if f.host in used and (not f.peer or f.peer in used)]
+    if lines:
+        say("\nWhat stands out in the links of these hosts:")
+        for line in lines:
+            say(f"  {line}")
 
 
 def _say_list(names: list[str], most: int = 64) -> None:

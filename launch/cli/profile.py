@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from launch.cli.options import Json, Model, parse_counts
+from launch.cli.options import Json, parse_counts
 from launch.cli.plan import Cluster
 from launch.cli.terminal import STATE, Progress, note, say
 from profiler.errors import UserError
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 def run(
-    model: Model,
+    model: Annotated[
+        str | None,
+        typer.Option("-m", "--model", help="Hugging Face config.json, or a catalogue name."),
+    ] = None,
     nproc: Annotated[int, typer.Option(min=1, max=1024, help="Processes to measure with.")] = 4,
     seq_len: Annotated[int, typer.Option(min=1, help="Tokens per sequence.")] = 128,
     micro_batches: Annotated[str, typer.Option(help="Micro-batch sizes to measure.")] = "1,2,4",
@@ -31,13 +34,57 @@ def run(
     restart: Annotated[
         bool, typer.Option("--restart", help="Discard an interrupted profile.")
     ] = False,
-    out: Annotated[Path, typer.Option("-o", "--out", help="Where to save.")] = Path("profile.json"),
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", help="Where to save [profile.json, links.json]."),
+    ] = None,
+    links: Annotated[
+        bool,
+        typer.Option("--links", help="Links between hosts; needs no model."),
+    ] = False,
+    hosts: Annotated[Path | None, typer.Option(help="Links: hostfile, reached by ssh.")] = None,
+    read: Annotated[
+        Path | None,
+        typer.Option("--from", help="Links: convert a file instead."),
+    ] = None,
+    nics: Annotated[
+        str | None,
+        typer.Option(help="Links: eth0,eth1 or all [the system's choice]."),
+    ] = None,
+    fabric: Annotated[
+        Path | None, typer.Option(help="Links: topology.conf or ibnetdiscover.")
+    ] = None,
+    budget: Annotated[
+        float, typer.Option(min=1, max=86400, help="Links: seconds to measure.")
+    ] = 60.0,
+    serial: Annotated[bool, typer.Option("--serial", help="Links: one pair at a time.")] = False,
+    seed: Annotated[int, typer.Option(min=0, max=2**31, help="Links: of sampled pairs.")] = 0,
+    address: Annotated[str | None, typer.Option(help="Links: HOST[:PORT] of this host.")] = None,
+    by_hand: Annotated[
+        bool, typer.Option("--wait", help="Links: agents start by other means.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure how fast this machine runs the blocks of MODEL and moves data between processes."""
+    """Measure how fast this machine runs the blocks of MODEL, or what links between hosts reach."""
     from launch.artifact import write_atomic
     from profiler.codec import encode
 
+    if links:
+        if model is not None or analytic:
+            raise UserError("links have no model", hint="leave out `--model` and `--analytic`")
+        from launch.cli import profile_links
+
+        profile_links.run(
+            out or Path("links.json"), hosts=hosts, read=read, nics=nics, fabric=fabric,
+            budget_s=budget, serial=serial, seed=seed, address=address, by_hand=by_hand,
+            restart=restart, as_json=as_json,
+        )  # fmt: skip
+        return
+    if hosts is not None or read is not None:
+        raise UserError("`--hosts` and `--from` go with `--links`", hint="add `--links`")
+    if model is None:
+        raise typer.BadParameter("give a model, or `--links`", param_hint="--model")
+    out = out or Path("profile.json")
     if analytic:
         result = _analytic(model, cluster, seq_len)
     else:

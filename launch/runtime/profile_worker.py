@@ -138,8 +138,10 @@ class Worker:
         if case.op == "p2p":
             source, target = case.ranks
             pair = (source, target)
-            agree = links.sender_decides(pair, self.device)
-            times = links.measure_p2p(pair, case.sizes, limits, self.device, agree)
+            world = dist.group.WORLD
+            assert world is not None
+            agree = links.sender_decides(world, pair, self.device)
+            times = links.measure_p2p(world, pair, case.sizes, limits, self.device, agree)
             if self.rank != source:
                 return None
         else:

@@ -7,7 +7,7 @@ lacks or gets wrong is a `UserError` with its line.
 from profiler.link_files.fabric import Fabric, HostPort
 from profiler.link_files.fabric_forms import fabric_from_text, read_fabric
 from profiler.link_files.fit import LineFit, fit_line
-from profiler.link_files.forms import links_from_text, read_links
+from profiler.link_files.forms import links_from_text, read_link_report, read_links
 from profiler.link_files.json_forms import links_document
 from profiler.link_files.nccl_tests import (
     NcclRank,
@@ -37,6 +37,7 @@ __all__ = [
     "nccl_tests_from_text",
     "nvidia_topo_from_text",
     "read_fabric",
+    "read_link_report",
     "read_links",
     "read_nccl_tests",
     "read_nvidia_topo",

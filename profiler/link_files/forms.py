@@ -5,8 +5,9 @@ from pathlib import Path
 from profiler.codec import read_text
 from profiler.errors import UserError
 from profiler.link_files.csv_matrix import is_csv, links_of_csv
-from profiler.link_files.json_forms import links_of_json
+from profiler.link_files.json_forms import links_of_json, report_of_json
 from profiler.link_files.mpigraph import is_mpigraph, links_of_mpigraph
+from profiler.link_profile import LinkReport
 from profiler.links import Links
 
 _HINT = (
@@ -18,6 +19,11 @@ _HINT = (
 def read_links(path: Path) -> Links:
     """Links of a file; `UserError` with file and line."""
     return links_from_text(read_text(path), str(path))
+
+
+def read_link_report(path: Path) -> LinkReport | None:
+    """What `meshwright profile --links` measured for a file; None where it is another's."""
+    return report_of_json(read_text(path), str(path))
 
 
 def links_from_text(text: str, place: str) -> Links:

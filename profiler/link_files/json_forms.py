@@ -8,8 +8,9 @@ Our own form, which `links_document` writes:
 
 `latency_s` is one number between all nodes or a matrix, and may be left out; the diagonal is the
 link inside a node, null where it was not measured; `out_bytes_per_s` and `in_bytes_per_s`, what
-each node sends and receives at once with all its NICs, may be added, and `slowdown`, what each
-takes for the same computation relative to the one that was profiled.
+each node sends and receives at once with all its NICs, may be added; from version 1.1 on
+`slowdown`, what each takes for the same computation relative to the one that was profiled, and
+`measured`, what `meshwright profile --links` saw (`link_profile.LinkReport`).
 
 The bare form: `{"gpus": [names], "bandwidth": [[GB/s]]}`, GB of 1e9 bytes, one way from the row to
 the column; its diagonal is not read, and `hosts` may stand for `gpus`.
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from profiler.codec import build, to_plain
 from profiler.errors import UserError
 from profiler.link_files.json_file import JsonFile, load
 from profiler.link_files.table import (
@@ -33,18 +35,19 @@ from profiler.link_files.table import (
     rate_error,
     rates_of,
 )
+from profiler.link_profile import LinkReport
 from profiler.links import LATENCY_S, Floats, Links
 
-FORMAT_VERSION = "1.0"
+FORMAT_VERSION = "1.1"
 SLOWEST = 100.0
 """Times as long as the profiled host."""
 _KEYS = (
     "format_version", "kind", "hosts", "bytes_per_s", "latency_s", "out_bytes_per_s",
-    "in_bytes_per_s", "slowdown",
+    "in_bytes_per_s", "slowdown", "measured",
 )  # fmt: skip
 
 
-def links_document(links: Links) -> dict[str, Any]:
+def links_document(links: Links, report: LinkReport | None = None) -> dict[str, Any]:
     """Plain tree of our own form; `codec.canonical` makes it text. The source is left out."""
     tree: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
@@ -60,6 +63,8 @@ def links_document(links: Links) -> dict[str, Any]:
     ):
         if values is not None:
             tree[key] = [float(value) for value in values]
+    if report is not None:
+        tree["measured"] = to_plain(report)
     return tree
 
 
@@ -82,6 +87,17 @@ def links_of_json(text: str, place: str) -> Links | None:
     return links_of(file.matrix("bandwidth", file.hosts(key)), 1e9, place)
 
 
+def report_of_json(text: str, place: str) -> LinkReport | None:
+    """What was measured, where a file of our own form says so; None for any other text."""
+    if text.lstrip("\ufeff \t\r\n")[:1] != "{":
+        return None
+    tree = load(text, place)
+    if not isinstance(tree, dict) or tree.get("kind") != "links" or "measured" not in tree:
+        return None
+    _check_header(JsonFile(tree, text, place))
+    return build(LinkReport, tree["measured"], place)
+
+
 def _check_header(file: JsonFile) -> None:
     kind, version = (file.tree.get(key) for key in ("kind", "format_version"))
     if kind is None:
@@ -99,7 +115,8 @@ def _check_header(file: JsonFile) -> None:
             place=file.place,
         )
     unknown = next((key for key in file.tree if key not in _KEYS), None)
-    if unknown is not None and version == FORMAT_VERSION:  # a newer minor may know more
+    newer = int(minor) > int(FORMAT_VERSION.partition(".")[2])
+    if unknown is not None and not newer:  # a newer minor may know more
         hint = near(unknown, _KEYS) or f"known keys: {', '.join(_KEYS)}"
         raise UserError(f"unknown key `{unknown[:60]}`", hint=hint, place=file.at(unknown))
 

@@ -8,8 +8,9 @@ torch.
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from profiler.codec import build, content_id, decode, encode, read_text, record, to_plain
 from profiler.errors import UserError
@@ -22,21 +23,39 @@ LOCK = "lock"
 RESTART_HINT = "`--restart` discards what was measured and begins again"
 
 
+In = TypeVar("In")
+R = TypeVar("R")
+
+
+J = TypeVar("J", bound="JournalOf[Any, Any]")
+
+
 @record
-class JournalLine:
+class _Stored:
+    """A line as it is stored."""
+
+    case: str
+    event: str
+    result: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JournalLine(Generic[R]):
     """One line: `start` of a case, or its `end` with the result."""
 
     case: str
     event: str
-    result: CaseResult | None = None
+    result: R | None = None
 
 
-class Journal:
-    """The journal of one folder. Several processes may append; each line is one write."""
+class JournalOf(Generic[In, R]):
+    """The journal of one folder, for inputs and results that are records. Several processes may
+    append; each line is one write."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, inputs_type: type[In], result_type: type[R]) -> None:
         self.folder = folder
         self.path = folder / JOURNAL
+        self._inputs_type, self._result_type = inputs_type, result_type
 
     @property
     def log(self) -> Path:
@@ -47,11 +66,11 @@ class Journal:
         """Note that a case starts."""
         self._append(JournalLine(case=case, event="start"))
 
-    def end(self, case: str, result: CaseResult) -> None:
+    def end(self, case: str, result: R) -> None:
         """Note the result of a case."""
         self._append(JournalLine(case=case, event="end", result=result))
 
-    def _append(self, line: JournalLine) -> None:
+    def _append(self, line: JournalLine[R]) -> None:
         text = json.dumps(to_plain(line), allow_nan=False) + "\n"
         fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
@@ -68,7 +87,7 @@ class Journal:
             with self.path.open("r+b") as file:
                 file.truncate(whole)
 
-    def lines(self) -> tuple[JournalLine, ...]:
+    def lines(self) -> tuple[JournalLine[R], ...]:
         """All whole lines; `UserError` where one of them is not ours."""
         if not self.path.exists():
             return ()
@@ -76,17 +95,19 @@ class Journal:
         rows = text[: text.rfind(b"\n") + 1].splitlines()
         return tuple(self._line(row, number) for number, row in enumerate(rows, start=1))
 
-    def _line(self, row: bytes, number: int) -> JournalLine:
+    def _line(self, row: bytes, number: int) -> JournalLine[R]:
         place = f"{self.path}:{number}"
         try:
             tree: Any = json.loads(row)
         except ValueError:
             raise UserError("the journal is damaged", place=place, hint=RESTART_HINT) from None
-        return build(JournalLine, tree, place)
+        line = build(_Stored, tree, place)
+        result = None if line.result is None else build(self._result_type, line.result, place)
+        return JournalLine(case=line.case, event=line.event, result=result)
 
-    def finished(self) -> dict[str, CaseResult]:
+    def finished(self) -> dict[str, R]:
         """Name of each finished case -> its result; the first result of a case counts."""
-        done: dict[str, CaseResult] = {}
+        done: dict[str, R] = {}
         for line in self.lines():
             if line.result is not None:
                 done.setdefault(line.case, line.result)
@@ -99,21 +120,33 @@ class Journal:
         started = [line.case for line in lines[since:] if line.event == "start"]
         return started[-1] if started and started[-1] not in done else None
 
-    def inputs(self) -> ProfileInputs:
+    def inputs(self) -> In:
         """What the folder was opened for."""
         path = self.folder / INPUTS
-        return decode(ProfileInputs, read_text(path), str(path))
+        return decode(self._inputs_type, read_text(path), str(path))
+
+
+class Journal(JournalOf[ProfileInputs, CaseResult]):
+    """The journal of a profile of blocks."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, ProfileInputs, CaseResult)
 
 
 def open_journal(folder: Path, inputs: ProfileInputs, *, restart: bool) -> Journal:
-    """The journal of `folder`, made where there is none.
+    """The journal of a profile of blocks in `folder`, opened by `opened`."""
+    return opened(Journal(folder), inputs, restart=restart)
+
+
+def opened(journal: J, inputs: object, *, restart: bool) -> J:
+    """The journal, for these inputs; its folder is made where there is none.
 
     `restart` discards what is there. A journal of other inputs is refused with a `UserError`
     (stale).
     """
+    folder = journal.folder
     if restart:
         _clear(folder)
-    journal = Journal(folder)
     path = folder / INPUTS
     if path.exists():
         _check_same(journal, inputs)
@@ -126,7 +159,7 @@ def open_journal(folder: Path, inputs: ProfileInputs, *, restart: bool) -> Journ
     return journal
 
 
-def _check_same(journal: Journal, inputs: ProfileInputs) -> None:
+def _check_same(journal: JournalOf[Any, Any], inputs: object) -> None:
     try:
         old = to_plain(journal.inputs())
     except UserError as e:

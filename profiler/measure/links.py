@@ -5,7 +5,9 @@ half of the round trip with one element both ways is taken off, which leaves the
 bytes one way and keeps the two directions of a pair apart.
 
 Bytes are those of the whole tensor: what an all-reduce reduces, what an all-gather returns, what a
-reduce-scatter takes.
+reduce-scatter or an all-to-all takes of each rank.
+
+Groups are any that torch has: parts of its world, or backends made from a store without one.
 """
 
 import dataclasses
@@ -15,9 +17,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from profiler.link_profile import GroupOp
 from profiler.measure.timer import Agree, Limits, collect, elapsed_s, summarise
 from profiler.profile import Scope, Timing, TransferEntry, TransferOp
 
+Group = dist.ProcessGroup
 _ELEMENT_BYTES = 4
 
 
@@ -30,38 +34,48 @@ def _buffer(num_bytes: int, device: torch.device) -> Tensor:
     return torch.zeros(max(1, num_bytes // _ELEMENT_BYTES), device=device)
 
 
-def _message(tensor: Tensor, source: int, target: int) -> None:
-    """Move `tensor` from `source` to `target`; called by both."""
-    work = (
-        dist.P2POp(dist.isend, tensor, target)
-        if dist.get_rank() == source
-        else dist.P2POp(dist.irecv, tensor, source)
-    )
-    for request in dist.batch_isend_irecv([work]):
-        request.wait()
+def message(group: Group, tensor: Tensor, source: int, target: int) -> None:
+    """Move `tensor` from rank `source` of the group to `target`; called by both."""
+    if group.rank() == source:
+        group.send([tensor], target, 0).wait()
+    else:
+        group.recv([tensor], source, 0).wait()
 
 
 def measure_p2p(
-    ranks: tuple[int, int], sizes: Sequence[int], limits: Limits, device: torch.device, agree: Agree
+    group: Group,
+    ranks: tuple[int, int],
+    sizes: Sequence[int],
+    limits: Limits,
+    device: torch.device,
+    agree: Agree,
+    *,
+    cut: bool = False,
 ) -> list[tuple[int, Timing]]:
     """(bytes, time one way) of messages from the first rank to the second; called by both.
 
-    Only the sender's times are meaningful. `agree` takes the sender's word.
+    Only the sender's times are meaningful. `agree` takes the sender's word. `cut`: sizes, which
+    ascend, end before the first whose least repetitions take more than twice its share of time.
     """
     source, target = ranks
     small = _buffer(_ELEMENT_BYTES, device)
 
     def round_trip(payload: Tensor) -> float:
         def there_and_back() -> None:
-            _message(payload, source, target)
-            _message(small, target, source)
+            message(group, payload, source, target)
+            message(group, small, target, source)
 
         return elapsed_s(device, there_and_back)
 
     share = _shared(limits, len(sizes) + 1)
     back = summarise([row[0] for row in collect(lambda: (round_trip(small),), share, agree)])
-    results = []
+    results: list[tuple[int, Timing]] = []
+    least = limits.warmup + max(limits.check_every, limits.min_repeats)
     for num_bytes in sizes:
+        if cut and len(results) > 1:
+            long = _next_s(results, num_bytes) * least > 2 * share.budget_s
+            if agree(long):
+                break
         payload = _buffer(num_bytes, device)
         rows = collect(lambda payload=payload: (round_trip(payload),), share, agree)  # type: ignore[misc]
         one_way = [max(row[0] / 2, row[0] - back.median_s / 2) for row in rows]
@@ -69,28 +83,39 @@ def measure_p2p(
     return results
 
 
+def _next_s(results: list[tuple[int, Timing]], num_bytes: int) -> float:
+    """Of a larger message, by the line through the last two."""
+    (few, early), (more, late) = results[-2:]
+    slope = max(0.0, late.median_s - early.median_s) / (more - few)
+    return late.median_s + slope * (num_bytes - more)
+
+
 def _shared(limits: Limits, parts: int) -> Limits:
     return dataclasses.replace(limits, budget_s=limits.budget_s / parts)
 
 
 def _collective(
-    op: TransferOp, num_bytes: int, group: dist.ProcessGroup, device: torch.device
+    op: TransferOp | GroupOp, num_bytes: int, group: Group, device: torch.device
 ) -> Callable[[], object]:
-    size = dist.get_world_size(group)
+    size = group.size()
     part_bytes = max(_ELEMENT_BYTES, num_bytes // size)
     part, whole = _buffer(part_bytes, device), _buffer(part_bytes * size, device)
     if op == "all_reduce":
-        return lambda: dist.all_reduce(whole, group=group)
+        return lambda: group.allreduce([whole]).wait()
     if op == "all_gather":
-        return lambda: dist.all_gather_into_tensor(whole, part, group=group)
-    return lambda: dist.reduce_scatter_tensor(part, whole, group=group)
+        return lambda: group._allgather_base(whole, part).wait()
+    if op == "all_to_all":
+        other = torch.empty_like(whole)
+        return lambda: group.alltoall_base(other, whole, [], []).wait()
+    options = dist.ReduceScatterOptions()
+    return lambda: group._reduce_scatter_base(part, whole, options).wait()
 
 
 def measure_collective(
-    op: TransferOp,
+    op: TransferOp | GroupOp,
     sizes: Sequence[int],
     limits: Limits,
-    group: dist.ProcessGroup,
+    group: Group,
     device: torch.device,
     agree: Agree,
     reduce: Callable[[list[tuple[float, ...]]], list[tuple[float, ...]]],
@@ -117,38 +142,37 @@ def transfer_entries(
     )
 
 
-def leader_decides(group: dist.ProcessGroup, device: torch.device) -> Agree:
+def leader_decides(group: Group, device: torch.device) -> Agree:
     """The wish of the group's first rank counts for all of its ranks."""
-    leader = dist.get_global_rank(group, 0)
 
     def agree(wish: bool) -> bool:
         flag = torch.tensor([int(wish)], device=device)
-        dist.broadcast(flag, src=leader, group=group)
+        group.broadcast(flag, 0).wait()
         return bool(flag.item())
 
     return agree
 
 
-def sender_decides(ranks: tuple[int, int], device: torch.device) -> Agree:
+def sender_decides(group: Group, ranks: tuple[int, int], device: torch.device) -> Agree:
     """The wish of the first of two ranks counts for both."""
 
     def agree(wish: bool) -> bool:
         flag = torch.tensor([float(wish)], device=device)
-        _message(flag, *ranks)
+        message(group, flag, *ranks)
         return bool(flag.item())
 
     return agree
 
 
 def mean_over(
-    group: dist.ProcessGroup, device: torch.device
+    group: Group, device: torch.device
 ) -> Callable[[list[tuple[float, ...]]], list[tuple[float, ...]]]:
     """Element-wise mean over the ranks of a group, of equally many rows each."""
 
     def reduce(rows: list[tuple[float, ...]]) -> list[tuple[float, ...]]:
         table = torch.tensor(rows, dtype=torch.float64, device=device)
-        dist.all_reduce(table, group=group)
-        means = table / dist.get_world_size(group)
+        group.allreduce([table]).wait()
+        means = table / group.size()
         return [tuple(row) for row in means.tolist()]
 
     return reduce

@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 
 from profiler.codec import canonical
-from profiler.link_files import links_document, links_from_text, read_links
+from profiler.errors import UserError
+from profiler.link_files import links_document, links_from_text, read_link_report, read_links
+from profiler.link_files.json_forms import report_of_json
+from profiler.link_findings import lost_hosts
+from profiler.link_profile import HeldOut, LinkReport, PairTime
 from profiler.links import LATENCY_S, Links
 from tests.unit.test_link_files import BARE, between, refused
 
@@ -70,7 +74,7 @@ OWN_ERRORS = [
     (own(kind=...), "f: key `kind` is missing"),
     (own(kind="plan"), "f: this is a `plan` file, not a `links` file"),
     (own(format_version=1), "f: `format_version` is not a version"),
-    (own(format_version="2.0"), "f: links format 2.0 is not one this version reads (1.0)"),
+    (own(format_version="2.0"), "f: links format 2.0 is not one this version reads (1.1)"),
     (own(latencies=1), "f:18: unknown key `latencies`"),
     (own(hosts=...), "f: key `hosts` is missing"),
     (own(hosts="node1"), "f:4: `hosts` is not a list"),
@@ -119,3 +123,39 @@ def test_json_that_is_wrong_is_told_by_its_line(text: str, message: str | None) 
 def test_a_json_error_of_one_line_and_of_a_large_file_needs_no_search() -> None:
     assert refused(BARE.replace("12", "0").replace("\n", "")).place == "f:1"
     assert refused(BARE.replace("12", " " * 300_000 + "0")).place == "f"
+
+
+REPORT = LinkReport(
+    nics=("eth0",),
+    backend="gloo",
+    pairs=(
+        PairTime(
+            source="a",
+            target="b",
+            nic="eth0",
+            points=((4, 5e-5), (1 << 20, 9e-3)),
+            latency_s=5e-5,
+            bytes_per_s=1.2e8,
+            spread=0.01,
+        ),
+    ),
+    groups=(),
+    flows=(),
+    lost=("c",),
+    failed=(),
+    held_out=HeldOut(pairs=3, median=0.02, p90=0.05),
+    findings=lost_hosts(("c",), ()),
+)
+
+
+def test_what_was_measured_is_kept_beside_the_matrices(tmp_path: Path) -> None:
+    path = tmp_path / "links.json"
+    read = links_from_text(own(), "f")
+    assert report_of_json(own(), "f") is None
+    assert report_of_json("a,b\n", "f") is None
+    path.write_text(canonical(links_document(read, REPORT)))
+    assert read_link_report(path) == REPORT
+    assert read_links(path).hosts == read.hosts
+    old = own(format_version="1.0", more=1)
+    with pytest.raises(UserError, match="unknown key `more`"):
+        links_from_text(old, "f")

@@ -197,9 +197,9 @@ def test_impossible_tensor_parallel_degrees_are_refused(tp: int, said: str) -> N
 def test_a_second_run_beside_the_first_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "profile.json.partial"
     refused = pytest.raises(UserError, match="another profile run")
-    with profiling._only_one(folder), refused, profiling._only_one(folder):
+    with profiling.only_one(folder), refused, profiling.only_one(folder):
         pass
-    with profiling._only_one(folder):  # free again
+    with profiling.only_one(folder):  # free again
         pass
 
 
