@@ -117,13 +117,14 @@ class MeasuredCosts:
             schedule=config.schedule,
             etp=config.tp if self.model.num_moe_layers else 1,
         )
-        known = placement if self.hosts else Placement(stages=placement.stages)
+        known = Placement(stages=placement.stages)
+        if self.hosts:
+            known = replace(placement, recompute=(), experts=(), table=())
         return (
             config == plain
             and config.recompute in RECOMPUTES
             and config.schedule in SCHEDULES
-            and placement
-            == Placement(stages=known.stages, ranks=known.ranks, devices=known.devices)
+            and placement == known
             and all(end > first for first, end in placement.stages)
             and not self._unknown(config.tp, config.micro_batch)
         )

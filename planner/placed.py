@@ -29,7 +29,9 @@ from planner.config import ParallelConfig, Placement
 from planner.mapping import FEW, map_ranks
 from planner.mapping_exact import all_assignments
 from planner.mesh import Mesh
+from planner.plan import Plan, plan_id
 from planner.traffic import traffic_of
+from planner.where import nodes_of_ranks
 from profiler.codec import replace
 from profiler.errors import UserError
 from profiler.job import JobSpec
@@ -269,6 +271,17 @@ def on_hosts(profile: Profile, links: Links, per_node: int | None = None) -> Pro
     )
     cluster = replace(profile.cluster, groups=(node,))
     return replace(profile, cluster=cluster, links=kept)
+
+
+def with_interface(plan: Plan, nic: str) -> Plan:
+    """The plan with its chosen layout's traffic through one NIC, by name; empty: as it is."""
+    if not nic:
+        return plan
+    chosen = plan.chosen
+    nodes = set(nodes_of_ranks(plan.cluster, chosen.config, chosen.placement))
+    placement = replace(chosen.placement, interfaces=(nic,) * len(nodes))
+    found = replace(plan, id="", chosen=replace(chosen, placement=placement))
+    return replace(found, id=plan_id(found))
 
 
 def inside_of(profile: Profile) -> tuple[float, float]:

@@ -82,6 +82,27 @@ def assemble(
     return links, report
 
 
+def of_each_nic(links: Links, report: LinkReport) -> dict[str, Links]:
+    """Links through each NIC alone, as a process sees them that uses one; of a single NIC, `links`.
+    Pairs between which nothing arrived stay as they are there."""
+    if len(report.nics) < 2:
+        return dict.fromkeys(report.nics, links)
+    found = {}
+    for nic in report.nics:
+        rates, latency_s, _ = matrices(links.hosts, report.pairs, nic)
+        full, full_latency, _ = complete(rates, latency_s, None)
+        full = np.minimum(full, links.bytes_per_s)
+        np.fill_diagonal(full_latency, 0.0)
+        found[nic] = Links(
+            hosts=links.hosts,
+            bytes_per_s=full,
+            latency_s=full_latency,
+            source=links.source,
+            slowdown=links.slowdown,
+        )
+    return found
+
+
 def _predicted(rates: Floats, hosts: Sequence[str], failed: Sequence[tuple[str, str]]) -> bool:
     missing = int((~np.isfinite(rates)).sum()) - len(hosts)
     return missing > 2 * len(failed)

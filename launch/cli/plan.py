@@ -110,8 +110,8 @@ def run(
     options = search_options(pin or [], forbid or [], top, objective, devices)
     spec = resolve_model(model)
     measured = read_profile(profile) if profile else None
-    if links is not None:
-        measured = _on_hosts(links, measured)
+    by_nic = _on_hosts(links, measured) if links is not None else {}
+    measured = next(iter(by_nic.values()), measured)
     given = resolve_cluster(cluster) if cluster else None
     target = _cluster(given, measured)
     job = _job(global_batch, seq_len, precision, target, measured)
@@ -121,7 +121,8 @@ def run(
         )
     facts = measured or analytic_profile(spec, job, target, software)
     if layout is None:
-        result = make_plan(spec, job, facts, options)
+        plans = {nic: make_plan(spec, job, on, options) for nic, on in by_nic.items()}
+        result = _best(plans) if plans else make_plan(spec, job, facts, options)
     elif pin or forbid or devices or objective != "step":
         raise UserError(
             "`--layout` leaves nothing to `--pin`, `--forbid`, `--objective` or `--devices`",
@@ -190,16 +191,39 @@ def _cluster(given: "ClusterSpec | None", measured: "Profile | None") -> "Cluste
     return measured.cluster
 
 
-def _on_hosts(links: Path, measured: "Profile | None") -> "Profile":
+def _on_hosts(links: Path, measured: "Profile | None") -> "dict[str, Profile]":
+    """By the NIC that each rank uses: of processes on hosts, which take one, each that was
+    measured; else the empty name, for all that there are."""
     from planner.placed import on_hosts
-    from profiler.link_files import read_links
+    from profiler.link_assemble import of_each_nic
+    from profiler.link_files import read_link_report, read_links
 
     if measured is None:
         raise UserError(
             "`--links` goes with a profile of measured blocks",
             hint="pass `--profile`; `meshwright map --plan` maps the ranks of any plan",
         )
-    return on_hosts(measured, read_links(links))
+    table, report = read_links(links), read_link_report(links)
+    if report is None or not measured.cluster.uniform.device.is_host:
+        return {"": on_hosts(measured, table)}
+    return {nic: on_hosts(measured, of) for nic, of in of_each_nic(table, report).items()}
+
+
+def _best(plans: "dict[str, Plan]") -> "Plan":
+    """Of plans by NIC, the first that no other beats."""
+    from planner.placed import with_interface
+
+    def score(nic: str) -> tuple[int, float]:
+        plan = plans[nic]
+        number = plan.chosen.config.num_devices
+        fewest = number if plan.options.objective == "devices" else 0
+        paid = number if plan.options.objective == "cost" else 1
+        return fewest, plan.chosen.cost.step_s * paid
+
+    nic = min(plans, key=score)
+    if len(plans) > 1:
+        note(f"Of the NICs {', '.join(plans)} the plan is for {nic}")
+    return with_interface(plans[nic], nic)
 
 
 def _job(

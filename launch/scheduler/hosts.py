@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from planner.plan import Plan
 from profiler.codec import read_text, record
 from profiler.errors import UserError
 from profiler.model import Positive
@@ -69,6 +70,30 @@ def _host(words: list[str], place: str) -> Host:
     if not (value.isascii() and value.isdigit() and len(value) <= 6 and int(value) > 0):
         raise UserError(f"`slots={value[:80]}` is not a number above 0", hint=_FORM, place=place)
     return Host(name=name, slots=int(value))
+
+
+def hosts_of_plan(
+    hosts: Sequence[Host], plan: Plan, wanted: Sequence[tuple[int, int]], place: str
+) -> tuple[Host, ...]:
+    """Hosts of the nodes that a plan uses (number in the cluster, ranks on it), in its order: that
+    of the file, or where the plan knows its hosts by their links, that of their names.
+
+    `UserError` where the file lacks one of them, or one has too few slots.
+    """
+    if plan.profile.links is None:
+        return hosts_of_nodes(hosts, wanted, place)
+    named = {host.address: host for host in hosts}
+    names = plan.profile.links.hosts
+    missing = [names[node] for node, _ in wanted if names[node] not in named]
+    if missing:
+        raise UserError(
+            f"plan `{plan.id}` puts ranks on host `{missing[0]}`, which the file does not name",
+            hint="name the hosts as the links file did, or plan again with the links of these",
+            place=place,
+            kind="stale",
+        )
+    ordered = [named.get(name, Host(name=name)) for name in names]
+    return hosts_of_nodes(ordered, wanted, place)
 
 
 def hosts_of_nodes(

@@ -17,7 +17,7 @@ from launch.scheduler import local
 from launch.scheduler.base import LOG_NAME, TAIL_LINES, Ended, Job, OnLine, SchedulerName
 from launch.scheduler.command_line import run_quietly
 from launch.scheduler.follow import Follower
-from launch.scheduler.hosts import Host, hosts_of_nodes
+from launch.scheduler.hosts import Host, hosts_of_plan
 from launch.scheduler.slurm_script import (
     STATUS_NAME,
     ScriptOptions,
@@ -47,7 +47,8 @@ class Slurm:
 
     script: ScriptOptions
     hosts: tuple[Host, ...] = ()
-    """In the order of the cluster's nodes; empty: Slurm's choice and order."""
+    """In the order of the cluster's nodes; empty: those of the plan's links, else Slurm's choice
+    and order."""
     hosts_file: str = ""
     name: SchedulerName = "slurm"
 
@@ -80,11 +81,13 @@ class Slurm:
                 raise
 
     def _script(self, plan: Plan) -> ScriptOptions:
-        if not self.hosts:
+        links = plan.profile.links
+        hosts = self.hosts or tuple(Host(name=name) for name in (links.hosts if links else ()))
+        if not hosts:
             return self.script
         nodes = nodes_of(plan)
         wanted = [(node, nodes.count(node)) for node in nodes]
-        names = tuple(h.address for h in hosts_of_nodes(self.hosts, wanted, self.hosts_file))
+        names = tuple(h.address for h in hosts_of_plan(hosts, plan, wanted, self.hosts_file))
         return replace(self.script, hosts=names)
 
 

@@ -29,7 +29,7 @@ from launch.framework.native import (
 )
 from launch.scheduler import local
 from launch.scheduler.base import LOG_NAME, Ended, Job, OnLine, SchedulerName
-from launch.scheduler.hosts import Host, hosts_of_nodes
+from launch.scheduler.hosts import Host, hosts_of_plan
 from launch.scheduler.probe import Found
 from launch.scheduler.ssh import ASK_S, FAILED_STATUS, Ssh
 from launch.scheduler.together import run_together
@@ -102,7 +102,9 @@ class SshNodes:
     def _chosen(self, plan: Plan) -> list[tuple[Host, Agent]]:
         agents = agents_of(plan)
         wanted = [(agent.node, agent.num_ranks) for agent in agents]
-        return list(zip(hosts_of_nodes(self.hosts, wanted, self.hosts_file), agents, strict=True))
+        return list(
+            zip(hosts_of_plan(self.hosts, plan, wanted, self.hosts_file), agents, strict=True)
+        )
 
     def _agent(self, job: Job, agent: Agent, node_rank: int) -> Command:
         chosen = self._chosen(job.plan)

@@ -1,6 +1,7 @@
 """`plan --links`: ranks on hosts whose links differ."""
 
 import json
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from profiler.catalog import resolve_model
 from profiler.codec import canonical, encode
 from profiler.job import JobSpec
 from profiler.link_files import links_document
+from profiler.link_profile import LinkReport, PairTime
 from tests.unit import facts
 from tests.unit.hosts import links, profiled
 from tests.unit.roofline import analytic_profile
@@ -20,7 +22,7 @@ MODEL = Path(__file__).resolve().parents[2] / "examples" / "tiny-llama" / "confi
 def files(tmp_path):
     """profile.json of a host of two, links.json of four hosts with one bad link."""
     job = JobSpec(global_batch=8, seq_len=128, precision="fp32")
-    roomy = facts.cluster(1, 2, device=facts.device(memory_bytes=2**30))
+    roomy = facts.cluster(1, 2, device=facts.device(memory_bytes=2**30, is_host=True))
     base = analytic_profile(resolve_model(str(MODEL)), job, roomy)
     (tmp_path / "profile.json").write_text(encode(profiled(base=base)))
     made = links((1, 2), (2, 1))
@@ -116,3 +118,27 @@ def test_hosts_are_known_by_their_names(meshwright, files):
     assert left["hosts"] == ["host0", "host2", "host3"]
     more = meshwright("plan", "--from", "plan.json", "--lost", "host9")
     assert (more.code, "the hosts are host0, host1" in more.err) == (1, True)
+
+
+def test_processes_of_hosts_take_the_best_of_their_nics(meshwright, files):
+    """Two NICs, of which the second is the faster."""
+    made = links(rate=1e7)
+    pairs = tuple(
+        PairTime(
+            source=a, target=b, nic=nic, points=(), latency_s=1e-5, bytes_per_s=rate, spread=0.0
+        )
+        for nic, rate in (("eth0", 1e6), ("eth1", 9e6))
+        for a, b in permutations(made.hosts, 2)
+    )
+    report = LinkReport(
+        nics=("eth0", "eth1"), backend="gloo", pairs=pairs, groups=(), flows=(), lost=(),
+        failed=(), held_out=None, findings=(),
+    )  # fmt: skip
+    (files / "links.json").write_text(canonical(links_document(made, report)))
+    result = plan(meshwright)
+    assert result.code == 0
+    assert "Of the NICs eth0, eth1 the plan is for eth1" in result.err
+    made_plan = json.loads((files / "plan.json").read_text())
+    assert made_plan["chosen"]["placement"]["interfaces"] == ["eth1"] * 4
+    assert made_plan["profile"]["links"]["bytes_per_s"][0][1] == pytest.approx(9e6, rel=0.01)
+    assert meshwright("why", "plan.json").code == 0

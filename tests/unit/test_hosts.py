@@ -9,9 +9,14 @@ import time
 import pytest
 
 from launch.rank_files import rank_file
-from launch.scheduler.hosts import Host, read_hosts
+from launch.scheduler.hosts import Host, hosts_of_plan, read_hosts
 from launch.scheduler.ssh import Ssh
+from planner.placed import on_hosts
+from planner.plan import SearchOptions
+from planner.search import make_plan
 from profiler.errors import UserError
+from tests.unit import facts
+from tests.unit.hosts import links, profiled
 
 
 def test_forms_of_a_hostfile(tmp_path):
@@ -54,6 +59,21 @@ def test_a_wrong_line_is_named(text, place, message, tmp_path):
         read_hosts(path)
     assert caught.value.place == f"{path}{place}"
     assert caught.value.message == message
+
+
+def test_a_plan_that_knows_its_hosts_finds_them_by_name():
+    facts_ = on_hosts(profiled(), links(num_hosts=3))
+    options = SearchOptions(pin={}, forbid={}, top=0)
+    plan = make_plan(facts.model(), facts.job(global_batch=12), facts_, options)
+    wanted = [(0, 2), (1, 2), (2, 2)]
+    shuffled = [Host(name=name) for name in ("me@host2", "spare", "host0", "host1")]
+    found = hosts_of_plan(shuffled, plan, wanted, "hosts")
+    assert [host.name for host in found] == ["host0", "host1", "me@host2"]
+    with pytest.raises(UserError, match="puts ranks on host `host1`") as caught:
+        hosts_of_plan(shuffled[:3], plan, wanted, "hosts")
+    assert (caught.value.kind, caught.value.place) == ("stale", "hosts")
+    alike = make_plan(facts.model(), facts.job(global_batch=12), facts.profile(3, 2), options)
+    assert hosts_of_plan(shuffled, alike, wanted, "hosts") == tuple(shuffled[:3])
 
 
 def test_a_command_line_of_ssh():
