@@ -16,6 +16,7 @@ from profiler.link_profile import (
     FlowTime,
     GroupOp,
     GroupTime,
+    HostWork,
     PairTime,
     TaskResult,
 )
@@ -34,6 +35,8 @@ GROUP_S = (0.1, 0.5)
 STREAM_S = 0.5
 STREAM_MESSAGE_S = 5e-3
 """A message of a stream takes about so long."""
+WORK_S = 2.0
+"""Of each host's own work, all hosts at once."""
 TIMEOUT_S = 15.0
 """For every wait of a measurement, above `SILENT_S` so that a lost host is known to be lost."""
 FAN = 3
@@ -119,6 +122,22 @@ def group_result(task: Task, outcome: Outcome) -> TaskResult:
             for n, t, s in outcome.results[0, part["hosts"][0]]["points"]
         )
     )
+
+
+def work_task(host: str) -> Task:
+    """Matrix products of a host."""
+    part: Message = {"kind": "work", "hosts": [host], "seconds": WORK_S}
+    return Task(name=f"work {host}", parts=(part,), timeout_s=TIMEOUT_S)
+
+
+def work_result(task: Task, outcome: Outcome) -> TaskResult:
+    """How fast they were."""
+    if outcome.error:
+        return TaskResult(error=outcome.error)
+    host = task.parts[0]["hosts"][0]
+    seen = outcome.results[0, host]
+    rate, spread = float(seen["flops_per_s"]), float(seen["spread"])
+    return TaskResult(works=(HostWork(host=host, flops_per_s=rate, spread=spread),))
 
 
 def flow_task(name: str, paths: Sequence[FlowPath], rates: Sequence[float]) -> Task:

@@ -1,5 +1,5 @@
-"""The course of link profiling: rounds of pairs, collectives, streams at once; what the journal has
-is not measured again.
+"""The course of link profiling: rounds of pairs, collectives, streams at once, the hosts' own work;
+what the journal has is not measured again.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,7 +40,7 @@ class Course:
         self._total = (
             len(inputs.nics) * len(self.rounds)
             + len(cases.GROUP_OPS) * len(cases.group_sizes(n))
-            + 2
+            + 3
             + (len(inputs.nics) > 1)
         )
 
@@ -58,6 +58,10 @@ class Course:
             self._batch([task], cases.pair_result, last=True)
         self._groups()
         self._flows()
+        self._step("work of each host")
+        self._batch(
+            [cases.work_task(host) for host in self.agents.alive], cases.work_result, last=True
+        )
         self._progress(self._total, self._total, "")
 
     def _step(self, label: str) -> None:

@@ -16,7 +16,7 @@ from profiler.link_complete import Ints, complete
 from profiler.link_files import Fabric
 from profiler.link_files.fabric import NOT_JOINED
 from profiler.link_files.table import LOWEST
-from profiler.link_findings import find, lost_hosts, matrices
+from profiler.link_findings import find, lost_hosts, matrices, slow_hosts, slowdowns
 from profiler.link_profile import FlowTime, GroupTime, HeldOut, LinkReport, TaskResult
 from profiler.links import Floats, Links
 
@@ -44,6 +44,7 @@ def assemble(
     found = tuple(results)
     pairs = tuple(p for r in found for p in r.pairs)
     flows = tuple(f for r in found for f in r.flows)
+    works = tuple(w for r in found for w in r.works if w.host in hosts)
     if len(hosts) < 2 or not any(p.source in hosts and p.target in hosts for p in pairs):
         raise UserError(
             "no link was measured",
@@ -67,6 +68,7 @@ def assemble(
         latency_s=full_latency,
         out_rate=_ends(hosts, full, present, "out"),
         in_rate=_ends(hosts, full.T, present, "in"),
+        slowdown=slowdowns(hosts, works),
     )
     report = LinkReport(
         nics=tuple(nics),
@@ -77,7 +79,12 @@ def assemble(
         lost=tuple(lost),
         failed=tuple(failed),
         held_out=error if _predicted(rates, hosts, failed) else None,
-        findings=(*lost_hosts(lost, failed), *find(hosts, nics, pairs, present, tiers)),
+        findings=(
+            *lost_hosts(lost, failed),
+            *slow_hosts(hosts, works),
+            *find(hosts, nics, pairs, present, tiers),
+        ),
+        works=works,
     )
     return links, report
 

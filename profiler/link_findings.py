@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from profiler.link_complete import NEAR, EndsAndTiers, Ints, fit, infer_tiers
-from profiler.link_profile import Direction, Finding, FlowTime, PairTime
+from profiler.link_profile import Direction, Finding, FlowTime, HostWork, PairTime
 from profiler.links import Floats
 
 NOISE = 3.0
@@ -27,6 +27,8 @@ TIMES_LATENCY = 3.0
 MAD_LATENCY = 6.0
 QUIET = 1.5
 """Usual over fastest time of small messages, up to which the latency is that of the link."""
+LITTLE_WORK = 0.05
+"""Hosts that compute as fast as others but for this share are alike."""
 SHARED = 0.8
 """Flows at once below this part of their sum alone share something."""
 
@@ -187,6 +189,38 @@ def _shared(flows: Sequence[FlowTime]) -> list[Finding]:
             )
         )  # fmt: skip
     return found
+
+
+def slowdowns(hosts: Sequence[str], works: Sequence[HostWork]) -> Floats | None:
+    """What each host takes for the same work, relative to the middle one, [n]; 1 where that is
+    within noise; None where the work of some was not measured."""
+    found = {work.host: work for work in works}
+    if not hosts or not all(host in found for host in hosts):
+        return None
+    rates = np.array([found[host].flops_per_s for host in hosts])
+    noise = np.array([max(LITTLE_WORK, NOISE * found[host].spread) for host in hosts])
+    slow = np.median(rates) / rates
+    return np.where(np.abs(slow - 1) <= noise, 1.0, slow)
+
+
+def slow_hosts(hosts: Sequence[str], works: Sequence[HostWork]) -> tuple[Finding, ...]:
+    """Hosts that compute below `NEAR` of what is usual."""
+    slow = slowdowns(hosts, works)
+    if slow is None:
+        return ()
+    usual = float(np.median([work.flops_per_s for work in works]))
+    return tuple(
+        Finding(
+            kind="slow_host",
+            host=host,
+            value=usual / times,
+            usual=usual,
+            message=f"{host} takes {times:.2f} times as long as others for the same work",
+            advice="look for other work, a power or heat limit, a slower clock; else leave it out",
+        )
+        for host, times in zip(hosts, slow.tolist(), strict=True)
+        if times > 1 / NEAR
+    )
 
 
 def lost_hosts(lost: Sequence[str], failed: Sequence[tuple[str, str]]) -> tuple[Finding, ...]:

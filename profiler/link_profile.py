@@ -16,7 +16,7 @@ FlowKind = Literal["out", "in", "nics", "round"]
 """To several hosts at once; from several; over several NICs; disjoint pairs of one round."""
 FindingKind = Literal[
     "slow_nic", "slow_link", "asymmetric_link", "latency", "failed_link", "shared_nics",
-    "shared_switch", "lost_host",
+    "shared_switch", "lost_host", "slow_host",
 ]  # fmt: skip
 Direction = Literal["out", "in", "both", ""]
 
@@ -75,12 +75,24 @@ class FlowTime:
 
 
 @record
+class HostWork:
+    """Matrix products of one process of a host, all hosts at the same time."""
+
+    host: str
+    flops_per_s: float
+    """Median over parts of the time."""
+    spread: float
+    """Half the interquartile range of the parts, over their median."""
+
+
+@record
 class TaskResult:
     """What one case of the journal gave; `error` where it could not be measured."""
 
     pairs: tuple[PairTime, ...] = ()
     groups: tuple[GroupTime, ...] = ()
     flows: tuple[FlowTime, ...] = ()
+    works: tuple[HostWork, ...] = ()
     error: str = ""
 
 
@@ -138,3 +150,4 @@ class LinkReport:
     held_out: HeldOut | None
     """Where pairs were predicted."""
     findings: tuple[Finding, ...]
+    works: tuple[HostWork, ...] = ()

@@ -7,6 +7,7 @@ or are gone, do not matter, and each wait ends by a time limit.
 import itertools
 import math
 import os
+import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -30,6 +31,9 @@ _UNDER_WAY = 4
 """Messages of a stream at a time, so that a host that is late to look at one holds up nothing."""
 _PARTS = 8
 _MESSAGE_S = 5e-3
+_PRODUCT = {"cpu": 256, "cuda": 4096}
+"""Rows of a matrix: large enough to be limited by computing, small enough to take milliseconds."""
+_AT_ONCE = 4
 
 
 class Transfers:
@@ -54,6 +58,7 @@ class Transfers:
             "pair": self._pair,
             "group": self._group,
             "stream": self._stream,
+            "work": self._work,
         }
         return kinds[task["kind"]](task)
 
@@ -88,6 +93,22 @@ class Transfers:
         options._timeout = limit
         options._threads = 1
         return options
+
+    def _work(self, task: Message) -> Message:
+        """Matrix products for some time, in parts."""
+        size = _PRODUCT[self.device.type]
+        kind = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        a = torch.ones(size, size, device=self.device, dtype=kind)
+        rates: list[float] = []
+        for _ in range(_PARTS + 1):
+            number, seconds = 0, 0.0
+            while seconds < task["seconds"] / (_PARTS + 1):
+                seconds += elapsed_s(self.device, lambda: [a @ a for _ in range(_AT_ONCE)])
+                number += _AT_ONCE
+            rates.append(2 * size**3 * number / seconds)
+        kept = rates[1:]  # the first part warms up
+        low, middle, high = statistics.quantiles(kept, n=4)
+        return {"flops_per_s": middle, "spread": (high - low) / 2 / middle}
 
     def _pair(self, task: Message) -> Message:
         """Both directions, one after the other; each has what its sender and receiver saw."""

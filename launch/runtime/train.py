@@ -17,6 +17,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 import time
 from pathlib import Path
 from typing import Any, TextIO
@@ -280,9 +281,18 @@ class _Run:
             print(f"step {step} loss {loss:.3f} {seconds:.3f} s", flush=True)
 
 
-def train(plan: Plan, recipe: Recipe, run_dir: Path, device: torch.device) -> None:
-    """All of this rank's steps; the default process group, of all ranks of the plan, is there."""
-    _Run(plan, recipe, run_dir, device).steps()
+def train(
+    plan: Plan,
+    recipe: Recipe,
+    run_dir: Path,
+    device: torch.device,
+    ready: Callable[[], object] = lambda: None,
+) -> None:
+    """All of this rank's steps; the default process group, of all ranks of the plan, is there.
+    `ready` is called before the first step, when all is built."""
+    run = _Run(plan, recipe, run_dir, device)
+    ready()
+    run.steps()
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from profiler.measure import memory
-from profiler.measure.timer import Agree, Limits, collect, elapsed_s, summarise
+from profiler.measure.timer import Agree, Limits, collect, elapsed_s, sustained
 from profiler.profile import Timing
 
 EVICT_BYTES = 64 * 2**20
@@ -100,18 +100,18 @@ def measure_block(setup: BlockSetup, limits: Limits, memory_bytes: int) -> Block
             return (elapsed_s(setup.device, work) / num_copies,)
 
         rows = collect(cold, short, setup.agree)
-        return summarise([row[0] for row in setup.reduce(rows)])
+        return sustained([row[0] for row in setup.reduce(rows)])
 
     capped = [min(w, i) for w, i in zip(whole, inner, strict=True)]
     rest = [w - i for w, i in zip(whole, capped, strict=True)]
     return BlockTimes(
-        forward=summarise(forward),
-        input_grad=summarise(capped),
-        weight_grad=summarise(rest),
+        forward=sustained(forward),
+        input_grad=sustained(capped),
+        weight_grad=sustained(rest),
         optimizer=apart(update),
         bucket=apart(bucket),
-        forward_collective_s=summarise(forward_wait).median_s,
-        backward_collective_s=summarise(backward_wait).median_s,
+        forward_collective_s=sustained(forward_wait).median_s,
+        backward_collective_s=sustained(backward_wait).median_s,
         saved_bytes=saved,
         peak_bytes=peak,
     )

@@ -38,7 +38,8 @@ def links() -> list[list[tuple[int, float]]]:
     for _, source, target in product(range(PASSES), range(world), range(world)):
         if source != target and rank in (source, target):
             pair, limits = (source, target), Limits(budget_s=LINK_S, warmup=1)
-            for num_bytes, seen in measure_p2p(pair, SIZES, limits, CPU, sender_decides(pair, CPU)):
+            agree = sender_decides(dist.group.WORLD, pair, CPU)
+            for num_bytes, seen in measure_p2p(dist.group.WORLD, pair, SIZES, limits, CPU, agree):
                 found.setdefault((target, num_bytes), []).append(seen.median_s)
         dist.barrier()
     return [
@@ -60,6 +61,12 @@ def speed() -> float:
 
 
 def run(folder: str) -> None:
-    """Train the plan of a folder, by its recipe."""
+    """Train the plan of a folder, by its recipe; what comes before the first step has whole cores,
+    and takes a fraction of the time."""
     here = Path(folder)
-    train(read_plan(here / "plan.json"), read_recipe(here / FILE_NAME), here, CPU)
+
+    def to_own_group() -> None:
+        Path(os.environ["LAB_PROCS"]).write_text("0")
+        dist.barrier()
+
+    train(read_plan(here / "plan.json"), read_recipe(here / FILE_NAME), here, CPU, to_own_group)

@@ -57,12 +57,14 @@ class Ranks:
         placed: Sequence[str] | None = None,
         nic: str | None = None,
         timeout_s: float = 60.0,
+        free: bool = False,
         **arguments: Any,
     ) -> list[Any]:
         """Result of each rank.
 
         `placed`: host of each rank (`Topology.placed`; None: hosts as listed). `function` is one of
-        a module; `arguments` are its own. `JobError` where a rank fails or takes longer.
+        a module; `arguments` are its own. `free`: ranks begin without their CPU quotas, and join
+        the group that LAB_PROCS names when they want to. `JobError` where a rank fails or takes longer.
         """
         assert self._server is not None, "only inside `with`"
         assert self._server.stdin is not None
@@ -73,7 +75,7 @@ class Ranks:
             "function": f"{function.__module__}:{function.__qualname__}",
             "arguments": arguments,
             "timeout_s": timeout_s,
-            "ranks": [self._rank(lab, placed, rank, nic) for rank in range(len(placed))],
+            "ranks": [self._rank(lab, placed, rank, nic, free) for rank in range(len(placed))],
         }
         self._server.stdin.write(json.dumps(job) + "\n")
         self._server.stdin.flush()
@@ -82,7 +84,9 @@ class Ranks:
             raise JobError(said["error"])
         return list(said["results"])
 
-    def _rank(self, lab: Lab, placed: Sequence[str], rank: int, nic: str | None) -> dict[str, Any]:
+    def _rank(
+        self, lab: Lab, placed: Sequence[str], rank: int, nic: str | None, free: bool
+    ) -> dict[str, Any]:
         """What the server needs to know of a rank."""
         host = placed[rank]
         device = nic or lab.topology.host(host).nics[0].name
@@ -99,5 +103,7 @@ class Ranks:
         }
         procs = str(lab.quotas.procs(host, local)) if lab.quotas else None
         shown = f"rank {rank} on {host}"
+        if procs and free:
+            env["LAB_PROCS"], procs = procs, None
         texts = {name: str(value) for name, value in env.items()}
         return {"name": shown, "pid": lab.pid(host), "procs": procs, "env": texts}

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from profiler.codec import replace
-from profiler.link_findings import find, lost_hosts, rate_words
-from profiler.link_profile import FlowPath, FlowTime
+from profiler.link_findings import find, lost_hosts, rate_words, slow_hosts, slowdowns
+from profiler.link_profile import FlowPath, FlowTime, HostWork
 from tests.unit.made_pairs import made_cluster, pair_times
 
 HOSTS = ("host0", "host1", "host2", "host3")
@@ -114,3 +114,30 @@ def test_lost_hosts_are_named():
 
 def test_words_of_rates():
     assert (rate_words(36.2e6), rate_words(25e9)) == ("290 Mbit/s", "200 Gbit/s")
+
+
+def works(*rates, spread=0.0):
+    return tuple(
+        HostWork(host=f"host{k}", flops_per_s=rate, spread=spread) for k, rate in enumerate(rates)
+    )
+
+
+def test_hosts_that_compute_alike_are_alike():
+    hosts = ("host0", "host1", "host2")
+    assert slowdowns(hosts, works(1e9, 1.04e9, 0.97e9)).tolist() == [1.0, 1.0, 1.0]
+    assert slow_hosts(hosts, works(1e9, 1.04e9, 0.97e9)) == ()
+    assert slowdowns(hosts, works(1e9, 1e9)) is None
+    assert slow_hosts(hosts, ()) == ()
+
+
+def test_a_slow_host_is_named_with_its_factor():
+    hosts = ("host0", "host1", "host2")
+    seen = works(1e9, 1e9, 0.5e9)
+    assert slowdowns(hosts, seen).tolist() == [1.0, 1.0, 2.0]
+    (finding,) = slow_hosts(hosts, seen)
+    assert (finding.kind, finding.host) == ("slow_host", "host2")
+    assert finding.value == pytest.approx(0.5e9)
+    assert "2.00 times as long" in finding.message
+    # A tenth slower is a slow-down and no fault; where parts differ as much, it is noise.
+    assert slowdowns(hosts, works(1e9, 1e9, 0.9e9))[2] == pytest.approx(1 / 0.9)
+    assert slowdowns(hosts, works(1e9, 1e9, 0.9e9, spread=0.05)).tolist() == [1.0, 1.0, 1.0]
