@@ -17,8 +17,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -211,6 +211,7 @@ class _Run:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.log = _Log(path, self.first)
         self.startup_s: float | None = None
+        self.trace_memory = True
         self.speaks = config.num_stages - 1 in self.mesh.stages and not any(
             place[axis] for axis in place if axis != "pp"
         )
@@ -261,7 +262,8 @@ class _Run:
             results.append(self.trainer.step(inputs, targets))
 
         with self.recorder.active():
-            if step == self.first + SETTLING_STEPS - 1 and not self.log.has_header:
+            traced = self.trace_memory and step == self.first + SETTLING_STEPS - 1
+            if traced and not self.log.has_header:
                 memory = measure_step(
                     run, device=self.device, weights=[h.local for h in self.trainer.held],
                     masters=list(self.trainer.weights), optimizer=self.trainer.optimizer,
@@ -286,11 +288,14 @@ def train(
     recipe: Recipe,
     run_dir: Path,
     device: torch.device,
+    *,
     ready: Callable[[], object] = lambda: None,
+    trace_memory: bool = True,
 ) -> None:
     """All of this rank's steps; the default process group, of all ranks of the plan, is there.
     `ready` is called before the first step, when all is built."""
     run = _Run(plan, recipe, run_dir, device)
+    run.trace_memory = trace_memory
     ready()
     run.steps()
 

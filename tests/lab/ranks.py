@@ -64,7 +64,8 @@ class Ranks:
 
         `placed`: host of each rank (`Topology.placed`; None: hosts as listed). `function` is one of
         a module; `arguments` are its own. `free`: ranks begin without their CPU quotas, and join
-        the group that LAB_PROCS names when they want to. `JobError` where a rank fails or takes longer.
+        the group that LAB_PROCS names when they want to. `JobError` where a rank fails or takes
+        longer.
         """
         assert self._server is not None, "only inside `with`"
         assert self._server.stdin is not None
