@@ -25,7 +25,7 @@ from planner.bounds import lower_bound
 from planner.collectives import Links, group_of
 from planner.config import ParallelConfig, Placement
 from planner.layouts import Layouts
-from planner.placed import Hosts, Network, Nodes, named
+from planner.placed import WORTH, Hosts, Network, Nodes, named
 from planner.plan import StageMemory
 from planner.prepared import Prepared, Screened
 from planner.rules import ConfigRule
@@ -180,7 +180,7 @@ class MeasuredCosts:
             ready = self._prepare(config, stages, nodes)
             if ready is not None and (best is None or ready.bound_s < least):
                 seconds = simulate(ready.program, ready.sharing).step_s
-                if seconds < least * (1 - 1e-9):
+                if seconds < least * (1 - WORTH):
                     best, least = ready, seconds
         return best
 

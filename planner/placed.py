@@ -4,8 +4,8 @@ collectives take where its ranks sit, and where they had best sit.
     message       latency(u, v) + bytes * share(u, v)
     ring of n     passes * (n - 1) * max over hops (latency(u, v) + bytes / n * hop(u, v))
     share(u, v)   max(flows u -> v / rate(u, v), flows out of u / out(u), flows into v / in(v))
-    hop(u, v)     share(u, v), and no less than a byte takes in an all-reduce of two ranks of a
-                  host, where what the processes themselves do with it is the limit
+    hop(u, v)     share(u, v), and what a byte takes in an all-reduce of two ranks of a host: where
+                  processes copy and add themselves, after each other, on devices at once (max)
 
 with the flows of all groups of the axis at once (of messages: of all that leave one stage), and
 passes 2 for an all-reduce (Thakur, Rabenseifner, Gropp 2005; contention as in
@@ -45,6 +45,9 @@ Nodes = tuple[int, ...]
 """Host of each coordinate, row-major."""
 _MEASURED: tuple[Source, ...] = ("measured",)
 CLOSE = 12
+WORTH = 0.01
+"""Share of the step that another order must win over the ones before it: less is the noise of
+measured links."""
 EFFORT = 20_000
 """Orders looked at per layout, above `mapping.FEW` ranks."""
 
@@ -85,6 +88,7 @@ class Hosts:
         self, model: ModelSpec, job: JobSpec, kept: HostLinks, per_node: int, curves: Curves
     ) -> None:
         self.model, self.job, self.per_node, self.curves = model, job, per_node, curves
+        self.is_host = curves.node.device.is_host
         self.links = Links.of_stored(kept)
         n = len(kept.hosts)
         slow = self.links.slowdown
@@ -203,7 +207,8 @@ class Hosts:
         found: list[tuple[float, Source]] = []
         for s, held in enumerate(num_bytes):
             own = stage == s
-            byte_s = np.maximum(flows.byte_s[own], own_s)
+            byte_s = flows.byte_s[own]
+            byte_s = byte_s + own_s if self.is_host else np.maximum(byte_s, own_s)
             hops = flows.latency_s[own] + held / size * byte_s
             seconds = passes * (size - 1) * float(hops.max())
             if within[own].all() and passes == 2:

@@ -51,8 +51,9 @@ TOPOLOGIES = (
     "uniform", "two-islands", "one-bad-link", "one-bad-nic", "slow-host", "mixed-nics",
 )  # fmt: skip
 JOB = JobSpec(global_batch=16, seq_len=128, precision="fp32")
-OPTIONS = SearchOptions(pin={"schedule": ("1f1b",), "recompute": ("none",)}, forbid={}, top=1000)
-STEPS, PER_HOST = 3, 2
+PINS = {"schedule": ("1f1b",), "recompute": ("none",), "mbs": ("1", "4")}
+OPTIONS = SearchOptions(pin=PINS, forbid={}, top=1000)
+STEPS, PER_HOST = 2, 2
 PROFILE_S = 40.0
 
 
@@ -226,8 +227,8 @@ def intro(profile: Profile, results: dict[str, list[dict[str, Any]]], rounds: in
         f"{model.num_params / 1e6:.1f} M parameters, global batch {JOB.global_batch} x "
         f"{JOB.seq_len} tokens, fp32. Blocks were profiled once on one host; links and speeds of "
         "hosts were measured on each topology before its runs; nothing is fitted to the runs. All "
-        f"{layouts} layouts that the planner covers with 1f1b and without recomputation (memory "
-        "is ample) ran in the hosts' order, and with their ranks mapped: "
+        f"{layouts} layouts that the planner covers with 1f1b, micro-batches of 1 and 4, and without "
+        "recomputation (memory is ample) ran in the hosts' order, and with their ranks mapped: "
         f"{rounds} rounds of {STEPS} timed steps, all others between the runs of one. `noise` is "
         "the distance between rounds."
     )
