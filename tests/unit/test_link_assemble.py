@@ -1,13 +1,23 @@
 """From measured pairs and streams to the matrices of a links file."""
 
+from itertools import permutations
+
 import numpy as np
 import pytest
 
+from profiler.codec import canonical
 from profiler.errors import UserError
-from profiler.link_assemble import assemble, fabric_tiers, predicted_s
-from profiler.link_files import fabric_from_text
+from profiler.link_assemble import assemble, fabric_tiers, of_each_nic, predicted_s
+from profiler.link_files import fabric_from_text, links_document, links_from_text
 from profiler.link_files.table import LOWEST
-from profiler.link_profile import FlowPath, FlowTime, GroupTime, TaskResult
+from profiler.link_profile import (
+    FlowPath,
+    FlowTime,
+    GroupTime,
+    HostWork,
+    PairTime,
+    TaskResult,
+)
 from tests.unit.made_pairs import made_cluster, pair_times, sampled
 
 HOSTS = ("a", "b", "c")
@@ -100,3 +110,36 @@ def test_collectives_are_predicted_from_the_slowest_neighbours():
     assert predicted_s(group("all_gather"), links) == pytest.approx(2 * step)
     assert predicted_s(group("all_reduce"), links) == pytest.approx(4 * step)
     assert predicted_s(group("all_to_all"), links) == pytest.approx(step + 5e-5 + 1e-3)
+
+
+def test_each_nic_alone_as_a_process_sees_it():
+    hosts = ("a", "b", "c")
+    pairs = tuple(
+        PairTime(source=x, target=y, nic=nic, points=(), latency_s=late, bytes_per_s=rate, spread=0)
+        for nic, rate, late in (("eth0", 1e8, 1e-4), ("eth1", 3e8, 2e-4))
+        for x, y in permutations(hosts, 2)
+    )
+    links, report = assemble(hosts, ("eth0", "eth1"), [TaskResult(pairs=pairs)], (), (), "gloo")
+    assert links.bytes_per_s[0, 1] == pytest.approx(4e8)
+    alone = of_each_nic(links, report)
+    assert [float(alone[nic].bytes_per_s[0, 1]) for nic in alone] == pytest.approx([1e8, 3e8])
+    assert [float(alone[nic].latency_s[2, 1]) for nic in alone] == pytest.approx([1e-4, 2e-4])
+    one, only = assemble(hosts, ("eth1",), [TaskResult(pairs=pairs)], (), (), "gloo")
+    assert of_each_nic(one, only) == {"eth1": one}
+
+
+def test_hosts_that_compute_slowly_reach_the_file():
+    hosts = ("a", "b", "c")
+    pairs = tuple(
+        PairTime(source=x, target=y, nic="", points=(), latency_s=1e-4, bytes_per_s=1e8, spread=0)
+        for x, y in permutations(hosts, 2)
+    )
+    works = tuple(
+        HostWork(host=h, flops_per_s=r, spread=0.0) for h, r in (("a", 2e9), ("b", 2e9), ("c", 1e9))
+    )
+    results = [TaskResult(pairs=pairs), TaskResult(works=works)]
+    links, report = assemble(hosts, ("",), results, (), (), "gloo")
+    assert links.slowdown.tolist() == [1.0, 1.0, 2.0]
+    assert [(f.kind, f.host) for f in report.findings] == [("slow_host", "c")]
+    text = canonical(links_document(links, report))
+    assert links_from_text(text, "links.json").slowdown.tolist() == [1.0, 1.0, 2.0]
