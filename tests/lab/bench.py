@@ -40,6 +40,7 @@ from profiler.measure.assemble import assemble
 from profiler.measure.cases import ProfileInputs, case_list
 from profiler.measure.journal import open_journal
 from profiler.profile import Environment, Profile
+from tests.accuracy.readme import write_block
 from tests.lab import bench_jobs, bench_page
 from tests.lab.lab import Lab
 from tests.lab.ranks import Ranks
@@ -50,6 +51,7 @@ MODEL = ROOT / "tests" / "lab" / "bench_model.json"
 TOPOLOGIES = (
     "uniform", "two-islands", "one-bad-link", "one-bad-nic", "slow-host", "mixed-nics",
 )  # fmt: skip
+MARK = "lab: written by `make lab-bench`"
 JOB = JobSpec(global_batch=16, seq_len=128, precision="fp32")
 PINS = {"schedule": ("1f1b",), "recompute": ("none",), "mbs": ("1", "4")}
 OPTIONS = SearchOptions(pin=PINS, forbid={}, top=1000)
@@ -219,6 +221,9 @@ def main() -> None:
         notes = (ROOT / "tests" / "lab" / "bench_notes.md").read_text()
         text = bench_page.page(results, intro(profile, results, args.rounds), notes)
         (ROOT / "docs" / "lab.md").write_text(text)
+        verdicts = {name: bench_page.judge(bench_page.gather(r)) for name, r in results.items()}
+        said = "Every layout of a small Llama on six clusters of unlike hosts, four of two ranks:"
+        write_block(MARK, f"{said}\n\n{bench_page.brief(verdicts)}")
 
 
 def intro(profile: Profile, results: dict[str, list[dict[str, Any]]], rounds: int) -> str:

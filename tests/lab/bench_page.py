@@ -118,6 +118,22 @@ def summary(verdicts: dict[str, Verdict]) -> list[str]:
     return lines
 
 
+def brief(verdicts: dict[str, Verdict]) -> str:
+    """For the README."""
+    lines = [
+        "| topology | pick over best measured | noise | median error | most that the map wins |",
+        "|---|---|---|---|---|",
+    ]
+    for name, v in verdicts.items():
+        before, after = v.gain
+        lines.append(
+            f"| {name} | {v.pick.measured / v.best.measured - 1:+.1%} "
+            f"| {max(v.pick.noise, v.best.noise):.1%} | {statistics.median(v.errors):.1%} "
+            f"| {before.measured / after.measured:.2f} |"
+        )
+    return "\n".join(lines)
+
+
 def gains(verdicts: dict[str, Verdict]) -> list[str]:
     """Where the map wins most, per topology."""
     lines = [
@@ -188,7 +204,8 @@ def page(results: dict[str, Rows], intro: str, notes: str) -> str:
     for name, each in found.items():
         parts += [
             f"\n## {name}\n",
-            "Seconds predicted / measured; components in ms of the mapped layout.",
+            "Seconds predicted / measured; components in ms of the mapped layout. Waiting for "
+            "another host counts as p2p or collective throughout: clocks of two hosts are not one.",
             "",
         ]
         parts += details(each)
