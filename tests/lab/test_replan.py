@@ -51,8 +51,14 @@ def start(lab: Lab, command: str, names: tuple[str, ...]) -> "list[subprocess.Po
     logs = [lab.shared(f"work/{name}.log").open("ab") for name in names]
     try:
         return [
-            lab.popen(name, ["sh", "-c", f"exec env {command}"], env=env, stdout=log, stderr=log)
-            for name, log in zip(names, logs, strict=True)
+            lab.popen(
+                name,
+                ["sh", "-c", f"exec env {command}"],
+                env=env | {"NODE_RANK": str(number)},
+                stdout=log,
+                stderr=log,
+            )
+            for number, (name, log) in enumerate(zip(names, logs, strict=True))
         ]
     finally:
         for log in logs:

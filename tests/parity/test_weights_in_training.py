@@ -79,13 +79,15 @@ def test_a_layout_trains_the_weights_it_was_given_and_gives_them_back(
 
 
 def _on(interfaces: tuple[str, ...]) -> str:
-    """The interface chosen for this process as node 0."""
+    """The interface chosen for this process, of two nodes with two ranks."""
     from test_worker import PLACEMENT, _plan
 
     config = ParallelConfig(
         pp=2, dp_replicate=1, tp=2, micro_batch=2, recompute="none", schedule="1f1b"
     )
     plan = _plan(config, replace(PLACEMENT, interfaces=interfaces))
+    node = replace(plan.cluster.uniform, num_nodes=2, devices_per_node=2)
+    plan = replace(plan, cluster=replace(plan.cluster, groups=(node,)))
     train._choose_interface(plan)
     return train.os.environ.get("GLOO_SOCKET_IFNAME", "")
 
@@ -99,7 +101,9 @@ def test_a_node_uses_the_interface_that_the_plan_names(monkeypatch: pytest.Monke
     with pytest.raises(UserError, match="has no network interface `eth7`") as caught:
         _on(("eth7",))
     assert "lo" in (caught.value.hint or "")
-    monkeypatch.setenv("GROUP_RANK", "1")
+    monkeypatch.setenv("RANK", "1")
+    assert _on(("lo",)) == "lo"
+    monkeypatch.setenv("RANK", "2")
     with pytest.raises(UserError, match="names 1 interfaces, this is node 1"):
         _on(("lo",))
 
