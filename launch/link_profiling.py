@@ -18,7 +18,7 @@ from launch.framework.native import WORKER_ENV
 from launch.link_agents import Agents
 from launch.link_measure import Course, LinkJournal, Progress
 from launch.link_wire import TOKEN_ENV, address_towards, token
-from launch.profiling import only_one, partial_folder
+from launch.profiling import partial_folder, resumable
 from launch.scheduler import local
 from launch.scheduler.hosts import Host
 from launch.scheduler.ssh import FAILED_STATUS, Ssh
@@ -70,15 +70,8 @@ def measure_links(
             hint="install OpenSSH's client, or start agents by other means and give `--wait`",
         )
     folder = partial_folder(out)
-    with local.signals_interrupt(), only_one(folder):
-        try:
-            return _measure(how, folder, restart, progress, tell)
-        except KeyboardInterrupt:
-            raise UserError(
-                "profiling was interrupted",
-                hint="the same command again goes on where it stopped",
-                kind="interrupted",
-            ) from None
+    with resumable(folder):
+        return _measure(how, folder, restart, progress, tell)
 
 
 def _measure(

@@ -89,18 +89,25 @@ def measure_profile(
         environment=environment(device),
     )
     folder = partial_folder(out)
-    with local.signals_interrupt(), only_one(folder) as lock:
+    with resumable(folder) as lock:
         journal = open_journal(folder, inputs, restart=restart)
+        _measure(journal, inputs, lock, progress or (lambda done, total, label: None))
+        done = journal.finished()
+        return assemble(inputs, device, [done[case.name] for case in case_list(inputs)])
+
+
+@contextlib.contextmanager
+def resumable(folder: Path) -> Iterator[int]:
+    """Hold a partial folder's lock; an interrupt is an error that says how to go on."""
+    with local.signals_interrupt(), only_one(folder) as lock:
         try:
-            _measure(journal, inputs, lock, progress or (lambda done, total, label: None))
+            yield lock
         except KeyboardInterrupt:
             raise UserError(
                 "profiling was interrupted",
                 hint="the same command again goes on where it stopped",
                 kind="interrupted",
             ) from None
-        done = journal.finished()
-        return assemble(inputs, device, [done[case.name] for case in case_list(inputs)])
 
 
 def _check(

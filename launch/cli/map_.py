@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from planner.mapping import Mapped, Mapping
     from planner.mesh import Mesh
     from planner.nics import NicOfGpu
+    from planner.plan import Plan
     from planner.traffic import Traffic
     from profiler.job import JobSpec
     from profiler.links import Links
@@ -83,8 +84,9 @@ def run(
         raise UserError(f"`--intra {intra}` is no rate", hint="GB/s, above 0")
     if out is not None and plan is None:
         raise UserError("`--out` saves a plan", hint="give one with `--plan`")
-    mesh, config, spec, job = _question(plan, axes, model, global_batch, seq_len, micro_batch)
-    per_node = per_node or _per_node(plan)
+    found = _read(plan)
+    mesh, config, spec, job = _question(found, axes, model, global_batch, seq_len, micro_batch)
+    per_node = per_node or (found.cluster.uniform.devices_per_node if found else 8)
     table = read_links(links).with_inside(intra * 1e9)
     nics = _nics(topo, per_node) if topo is not None else ()
     traffic = traffic_of(spec, config, job)
@@ -96,8 +98,8 @@ def run(
     cpu_s = time.process_time() - begin
     note(f"{mapped.evaluated:,} orders looked at in {cpu_s:.1f} s")
     hosts = [table.hosts[node] for node in mapped.best.nodes]
-    if plan is not None and out is not None:
-        _save(plan, out, mapped.best.nodes, table, per_node)
+    if found is not None and out is not None:
+        _save(found, out, mapped.best.nodes, table, per_node)
     text = None
     if kind:
         from launch.rank_files import rank_file
@@ -122,13 +124,12 @@ def run(
             _say_list([f"{n.gpu}:{n.nic}({n.kind})" for n in nics])
 
 
-def _per_node(plan: Path | None) -> int:
-    """Devices of a node: the plan's, or 8."""
+def _read(plan: Path | None) -> "Plan | None":
     if plan is None:
-        return 8
+        return None
     from launch.artifact import read_plan
 
-    return read_plan(plan).cluster.uniform.devices_per_node
+    return read_plan(plan)
 
 
 def _nics(topo: Path, per_node: int) -> "tuple[NicOfGpu, ...]":
@@ -145,21 +146,22 @@ def _nics(topo: Path, per_node: int) -> "tuple[NicOfGpu, ...]":
     return nics
 
 
-def _save(plan: Path, out: Path, nodes: tuple[int, ...], table: "Links", per_node: int) -> None:
+def _save(
+    content: "Plan", out: Path, nodes: tuple[int, ...], table: "Links", per_node: int
+) -> None:
     """The plan with the device of each coordinate. Its figures stay those of links all alike."""
-    from launch.artifact import read_plan, write_atomic
+    from launch.artifact import write_atomic
     from planner.placed import named
     from planner.plan import plan_id
     from profiler.codec import encode, replace
 
-    content = read_plan(plan)
     node = content.cluster.uniform
     if (node.num_nodes, node.devices_per_node) != (len(table.hosts), per_node):
         raise UserError(
             f"the plan is for {node.num_nodes} nodes of {node.devices_per_node} devices, the map "
             f"for {len(table.hosts)} of {per_node}",
             hint="plan for the hosts of the links, in their order",
-            place=str(plan),
+            place=f"plan {content.id}",
             kind="stale",
         )
     ranks, devices = named(nodes, per_node)
@@ -182,7 +184,7 @@ def _order_kind(text: str | None) -> "RankFile | None":
 
 
 def _question(
-    plan: Path | None, axes: str | None, model: str | None, batch: int | None, seq_len: int,
+    plan: "Plan | None", axes: str | None, model: str | None, batch: int | None, seq_len: int,
     micro_batch: int,
 ) -> "tuple[Mesh, ParallelConfig, ModelSpec, JobSpec]":  # fmt: skip
     from planner.mesh import Mesh
@@ -195,11 +197,8 @@ def _question(
                 "a plan has axes, model and batch of its own",
                 hint="leave out `--axes`, `--model` and `--global-batch`",
             )
-        from launch.artifact import read_plan
-
-        found = read_plan(plan)
-        config = found.chosen.config
-        return Mesh.of(config), config, found.model, found.job
+        config = plan.chosen.config
+        return Mesh.of(config), config, plan.model, plan.job
     if not axes:
         raise UserError("nothing says what the ranks are", hint="give `--axes` or `--plan`")
     degrees = _degrees(axes)

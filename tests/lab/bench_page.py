@@ -69,8 +69,6 @@ class Verdict:
     best: Seen
     default: Seen
     """The pick's layout in the hosts' order."""
-    default_pick: Seen
-    """What would have been chosen, were the hosts' order the only one."""
     errors: list[float]
     correlation: float
     noise: float
@@ -83,14 +81,12 @@ def judge(found: dict[tuple[str, str], Seen]) -> Verdict:
     """Of all layouts and orders."""
     every = list(found.values())
     mapped = [s for s in every if s.order == "map"]
-    plain = [s for s in every if s.order == "default"]
     pick = min(mapped, key=lambda s: s.predicted)
     pairs = [(found[s.layout, "default"], s) for s in mapped]
     return Verdict(
         pick=pick,
         best=min(every, key=lambda s: s.measured),
         default=found[pick.layout, "default"],
-        default_pick=min(plain, key=lambda s: s.predicted),
         errors=sorted(abs(s.error) for s in every),
         correlation=rank_correlation([s.predicted for s in every], [s.measured for s in every]),
         noise=statistics.median(s.noise for s in every),

@@ -9,9 +9,7 @@ pytestmark = pytest.mark.distributed  # imports torch
 
 def test_windows_keep_the_waiting_of_a_quota():
     """A piece of 1 ms, 2 ms of every 10: two are fast, the next waits for the rest."""
-    samples = [0.001, 0.009] * 60
-    assert summarise(samples).median_s == pytest.approx(0.005, rel=0.9)
-    assert sustained(samples).median_s == pytest.approx(0.005, rel=0.1)
+    assert sustained([0.001, 0.009] * 60).median_s == pytest.approx(0.005, rel=0.1)
     rare = ([0.001] * 4 + [0.041]) * 40
     assert summarise(rare).median_s == 0.001
     assert sustained(rare).median_s == pytest.approx(0.009, rel=0.15)
