@@ -318,7 +318,7 @@ class MeasuredCosts:
         m = config.num_microbatches(self.job)
         net = self._network(config, stages, nodes)
         runs = [[(k, chain[k]) for k in range(first, end)] for first, end in stages]
-        ahead = self._executor(config.pp)
+        ahead, behind = self._executor(net.executor)
         forward = [sum(c.forward_s for _, c in run) for run in runs]
         backward = [sum(self._backward(config, k, c) for k, c in run) for run in runs]
         talk = [sum(c.forward_collective_s for _, c in run) for run in runs]
@@ -334,7 +334,7 @@ class MeasuredCosts:
             schedule=config.schedule,
             num_microbatches=m,
             forward_s=tuple(a + f for a, f in zip(ahead, forward, strict=True)),
-            input_s=tuple(a + b for a, b in zip(reversed(ahead), backward, strict=True)),
+            input_s=tuple(a + b for a, b in zip(behind, backward, strict=True)),
             weight_s=(0.0,) * config.pp,
             send_forward_s=net.send_forward_s,
             send_backward_s=net.send_backward_s,
@@ -367,20 +367,21 @@ class MeasuredCosts:
         return Network(
             slowdown=(1.0,) * config.pp,
             tensor=(1.0,) * config.pp,
+            executor=(1.0,) * config.pp,
             send_forward_s=tuple(seconds for seconds, _ in sends),
             send_backward_s=(0.0, *(seconds for seconds, _ in sends[:-1])),
             send_source=tuple(source for _, source in sends),
             sync=tuple(self.links.collective("all_reduce", held, replicas) for held in grads),
         )
 
-    def _executor(self, pp: int) -> list[float]:
-        """The executor's own time in a forward of each stage; a backward's is that of the stages in
-        reverse order: the last receives nothing, the first sends nothing."""
-        entry = self.profile.executor
-        if entry is None:
-            return [0.0] * pp
-        send, receive = entry.send.median_s, entry.receive.median_s
-        return [receive * (s > 0) + send * (s < pp - 1) for s in range(pp)]
+    def _executor(self, slow: tuple[float, ...]) -> tuple[list[float], list[float]]:
+        """The executor's own time in a forward of each stage, and in a backward: that of the stages
+        in reverse order, for the last receives nothing, the first sends nothing."""
+        entry, pp = self.profile.executor, len(slow)
+        send, receive = (entry.send.median_s, entry.receive.median_s) if entry else (0.0, 0.0)
+        own = [receive * (s > 0) + send * (s < pp - 1) for s in range(pp)]
+        forward = [each * factor for each, factor in zip(own, slow, strict=True)]
+        return forward, [each * factor for each, factor in zip(own[::-1], slow, strict=True)]
 
     def _send(self, config: ParallelConfig, stage: int, num_bytes: float) -> tuple[float, Source]:
         """Seconds of a message to the next stage, by the slowest of its ranks' links."""

@@ -10,7 +10,9 @@ collectives take where its ranks sit, and where they had best sit.
 with the flows of all groups of the axis at once (of messages: of all that leave one stage), and
 passes 2 for an all-reduce (Thakur, Rabenseifner, Gropp 2005; contention as in
 `planner.mapping_flows`). A group within a host takes what the profile's curve says. Work takes a
-rank of a slow host `slowdown` times as long, and a stage waits for its slowest rank.
+rank of a slow host `slowdown` times as long, and a stage waits for its slowest rank. Where
+processes move the data themselves, what they copy and add is such work too: collectives within a
+host, the own part of a hop, what the executor does at each message.
 
 Up to `mapping.FEW` ranks all assignments are ranked by their communication and the balance of
 work, and the `CLOSE` best are left to simulation; above, the one that `planner.mapping` finds.
@@ -60,6 +62,8 @@ class Network:
     """Of each rank's work."""
     tensor: tuple[float, ...]
     """Of its tensor-parallel collectives."""
+    executor: tuple[float, ...]
+    """Of what its process does at each message."""
     send_forward_s: tuple[float, ...]
     send_backward_s: tuple[float, ...]
     send_source: tuple[Source, ...]
@@ -140,6 +144,7 @@ class Hosts:
         return Network(
             slowdown=self.of_stage(config, nodes),
             tensor=self.tensor_factor(config, nodes, boundary * config.tp),
+            executor=self.of_processes(config, nodes),
             send_forward_s=forward,
             send_backward_s=backward,
             send_source=_MEASURED * config.pp,
@@ -150,6 +155,11 @@ class Hosts:
         """Slow-down of each pipeline rank: its slowest host's."""
         slow = self.slowdown[np.array(nodes)].reshape(config.pp, -1).max(axis=1)
         return tuple(float(s) for s in slow)
+
+    def of_processes(self, config: ParallelConfig, nodes: Nodes) -> tuple[float, ...]:
+        """Slow-down of what the processes of each pipeline rank do beside computing: that of their
+        host where it is the device, else none is known."""
+        return self.of_stage(config, nodes) if self.is_host else (1.0,) * config.pp
 
     def sends(
         self, config: ParallelConfig, nodes: Nodes, num_bytes: float
@@ -201,18 +211,24 @@ class Hosts:
             return ((0.0, "analytic"),) * config.pp
         on = np.array(nodes)[groups]
         flows = self._share(on, np.roll(on, -1, axis=1))
-        own_s = self.curves.byte_s("all_reduce", Group(2, 2))
+        slow = self.slowdown if self.is_host else np.ones(len(self.slowdown))
+        # At each hop all ranks of the ring send and receive: the slower end is waited for.
+        own_s = self.curves.byte_s("all_reduce", Group(2, 2)) * np.maximum(
+            slow[on], slow[np.roll(on, -1, axis=1)]
+        )
+        within_factor = self.of_processes(config, nodes)
         stage = groups[:, 0] // config.stage_ranks
         within = (on == on[:, :1]).all(axis=1)
         found: list[tuple[float, Source]] = []
         for s, held in enumerate(num_bytes):
             own = stage == s
             byte_s = flows.byte_s[own]
-            byte_s = byte_s + own_s if self.is_host else np.maximum(byte_s, own_s)
+            byte_s = byte_s + own_s[own] if self.is_host else np.maximum(byte_s, own_s[own])
             hops = flows.latency_s[own] + held / size * byte_s
             seconds = passes * (size - 1) * float(hops.max())
             if within[own].all() and passes == 2:
-                found.append(self.curves.collective("all_reduce", held, Group(size, size)))
+                here, source = self.curves.collective("all_reduce", held, Group(size, size))
+                found.append((here * within_factor[s], source))
             else:
                 found.append((seconds, "measured"))
         return tuple(found)
@@ -221,21 +237,22 @@ class Hosts:
         self, config: ParallelConfig, nodes: Nodes, num_bytes: float
     ) -> tuple[float, ...]:
         """Per pipeline rank, what a tensor-parallel collective of `num_bytes` takes, relative to
-        one within a host; 1 where no group leaves its host."""
+        one within the profiled host."""
         if config.tp == 1:
             return (1.0,) * config.pp
         on = np.array(nodes).reshape(config.pp, -1, config.tp)
         within = (on == on[:, :, :1]).all(axis=(1, 2))
+        own = self.of_processes(config, nodes)
         if within.all():
-            return (1.0,) * config.pp
+            return own
         size = config.tp
         here = (size - 1) * (
             self.links.latency_s[0, 0] + num_bytes / size / self.links.bytes_per_s[0, 0]
         )
         rings = self._rings(config, nodes, "tp", (num_bytes,) * config.pp, passes=1)
         return tuple(
-            1.0 if alone else max(1.0, seconds / here)
-            for alone, (seconds, _) in zip(within, rings, strict=True)
+            slow if alone else max(slow, seconds / here)
+            for alone, slow, (seconds, _) in zip(within, own, rings, strict=True)
         )
 
 

@@ -92,7 +92,7 @@ def test_status_and_stop_of_a_run(lab):
         path = SHARED / run.relative_to(lab.shared())
         report = json.loads(follow(lab, "--status", path, "--json"))
         assert (report["state"], report["scheduler"], report["host"]) == ("running", "ssh", "ctl")
-        assert 2 < report["steps_done"] < report["num_steps"] == 10**6 + 2
+        assert 2 <= report["steps_done"] < report["num_steps"] == 10**6 + 2
         assert report["last_step_s"] > 0
         assert report["seconds_left"] > 0
         assert "interrupted" in follow(lab, "--stop", path)
@@ -129,7 +129,8 @@ def test_after_kill_9_nothing_runs_and_the_run_is_lost(lab):
         wait_for(lambda host=host: TRAINER not in commands(lab, host), 40)
     assert json.loads(follow(lab, "--status", path, "--json"))["state"] == "lost"
     assert "interrupted" in follow(lab, "--stop", path)
-    assert json.loads((run / "observed.json").read_text())["steps_done"] > 2
+    # Rank 3 had ended three steps, other ranks may have been one behind.
+    assert json.loads((run / "observed.json").read_text())["steps_done"] >= 2
 
 
 def test_a_dead_host_is_named_and_the_others_are_ended(lab):

@@ -136,5 +136,6 @@ def test_experts_are_profiled_as_they_are_laid_out(tmp_path: Path) -> None:
     split = entries["moe", 2]
     assert split.forward is not None
     assert split.forward.median_s > 0
-    # More collectives than a dense layer has; times of either vary by a third on a busy host.
-    assert split.forward_collective_s > 0.6 * entries["dense", 2].forward_collective_s > 0
+    assert min(split.forward_collective_s, split.backward_collective_s) > 0
+    # The router reads whole rows where a dense layer keeps its parts: more is kept.
+    assert split.saved_bytes > entries["dense", 2].saved_bytes

@@ -22,6 +22,7 @@ from profiler.analytic import analytic_profile as catalogue_profile
 from profiler.codec import replace
 from profiler.errors import UserError
 from profiler.links import Links
+from profiler.profile import Timing, TransferEntry
 from tests.unit import facts
 from tests.unit.hosts import LATENCY, links, profiled
 from tests.unit.made_links import random_links
@@ -136,6 +137,44 @@ def test_a_slow_host_gets_fewer_layers():
     assert sizes[on_slow[0]] == min(sizes) < max(sizes)
     even = costs.placed(layout, replace(found.placement, stages=((0, 2), (2, 4), (4, 6), (6, 8))))
     assert step_s(found) < step_s(even)
+
+
+def on_processes(slowdown=(1, 1, 1, 1)):
+    """Costs where the host is the device, on fast links."""
+    base = facts.profile(1, 2)
+    node = replace(base.cluster.uniform, device=facts.device(is_host=True))
+    reduced = tuple(
+        TransferEntry(
+            op="all_reduce", ranks=(0, 1), scope="node", num_bytes=n, source="measured",
+            time=Timing(median_s=LATENCY + n * 4e-9, repeats=3),
+        )
+        for n in (1, 10**7)
+    )  # fmt: skip
+    base = replace(base, cluster=replace(base.cluster, groups=(node,)), transfers=reduced)
+    table = links(rate=1e10, slowdown=slowdown)
+    return MeasuredCosts(facts.model(), facts.job(), on_hosts(profiled(base=base), table))
+
+
+def test_a_slow_host_is_slow_at_what_its_processes_move():
+    even, slow = on_processes(), on_processes((1, 1, 1, 3))
+    in_order, factors = (0, 0, 1, 1, 2, 2, 3, 3), (1.0, 1.0, 1.0, 3.0)
+    pair, copies, ring = config(tp=2, pp=4), config(dp_replicate=2, pp=4), config(dp_replicate=4)
+    assert slow.hosts.tensor_factor(pair, in_order, 1e5) == factors
+    assert slow.hosts.network(pair, in_order, 1e5, (0.0,) * 4).executor == factors
+
+    def reduced(layout, nodes):
+        rows = [c.hosts.all_reduce(layout, nodes, "dp", (1e6,) * layout.pp) for c in (even, slow)]
+        return [np.array([seconds for seconds, _ in row]) for row in rows]
+
+    before, after = reduced(copies, in_order)
+    assert after == pytest.approx(before * factors)
+    before, after = reduced(ring, (0, 0, 1, 1))
+    assert after == pytest.approx(before)
+    # On a ring over the slow host, the processes' own part takes three times as long.
+    before, after = reduced(ring, (2, 2, 3, 3))
+    own_s = even.links.byte_s("all_reduce", Group(2, 2))
+    assert own_s == pytest.approx(4e-9)
+    assert after - before == pytest.approx([2 * 3 * 1e6 / 4 * 2 * own_s])
 
 
 def test_the_plan_says_what_the_order_wins():
