@@ -20,7 +20,7 @@ from profiler.errors import UserError
 from profiler.job import JobSpec, Precision
 from profiler.model import BlockKind, ModelSpec, NotNegative, Positive
 
-FORMAT_VERSION = "1.2"
+FORMAT_VERSION = "1.3"
 Source = Literal["measured", "interpolated", "analytic"]
 TransferOp = Literal["p2p", "all_reduce", "all_gather", "reduce_scatter"]
 Scope = Literal["node", "cluster"]
@@ -129,6 +129,20 @@ class HostLinks:
 
 
 @record
+class ExpertLoad:
+    """What the routing that was recorded leaves to the fullest of `ep` ranks, experts placed by it.
+    Choices over those of the mean rank, as the placed tokens had them."""
+
+    ep: Positive
+    slots_per_rank: Positive
+    """Experts that a rank holds, replicas included."""
+    imbalance: Annotated[float, Ge(1)]
+    """Of the fullest rank of each layer, mean over layers."""
+    held_imbalance: Annotated[float, Ge(1)]
+    """Of the rank with most over all layers together."""
+
+
+@record
 class Environment:
     """Where and with what the figures were taken; empty strings in an analytic profile."""
 
@@ -194,6 +208,8 @@ class Profile:
     """Per node group of a cluster of several; empty: `constants` for the only one."""
     links: HostLinks | None = None
     """Between each two hosts, where that was measured; else all are as the transfers say."""
+    expert_loads: tuple[ExpertLoad, ...] = ()
+    """By ep, where routing was recorded; else all experts get equally many tokens."""
 
     def __post_init__(self) -> None:
         if self.links and len(self.links.hosts) != sum(g.num_nodes for g in self.cluster.groups):
