@@ -23,6 +23,7 @@ from launch.cli import (
     map_,
     plan,
     profile,
+    schema,
     show,
     validate,
     verify,
@@ -74,6 +75,7 @@ app.command("validate")(validate.run)
 app.command("map")(map_.run)
 app.command("export")(export.run)
 app.command("list")(list_.run)
+app.command("schema")(schema.run)
 
 
 def main() -> None:
