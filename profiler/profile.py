@@ -22,7 +22,9 @@ from profiler.model import BlockKind, ModelSpec, NotNegative, Positive
 
 FORMAT_VERSION = "1.3"
 Source = Literal["measured", "interpolated", "analytic"]
-TransferOp = Literal["p2p", "all_reduce", "all_gather", "reduce_scatter"]
+TransferOp = Literal["p2p", "all_reduce", "all_gather", "reduce_scatter", "all_to_all"]
+ProfiledBlock = BlockKind | Literal["experts"]
+"""A block of the model, or all experts of a layer alone, each with equally many of the choices."""
 Scope = Literal["node", "cluster"]
 """node: all ranks in one node. cluster: each rank in a node of its own."""
 Seconds = Annotated[float, Ge(0)]
@@ -48,7 +50,7 @@ class BlockEntry:
     of the group alone on its host. An entry with status `oom` has no times.
     """
 
-    block: BlockKind
+    block: ProfiledBlock
     tp: Positive
     micro_batch: Positive
     """Sequences."""
@@ -140,6 +142,8 @@ class ExpertLoad:
     """Of the fullest rank of each layer, mean over layers."""
     held_imbalance: Annotated[float, Ge(1)]
     """Of the rank with most over all layers together."""
+    shares: tuple[tuple[Annotated[float, Ge(0)], ...], ...] = ()
+    """Per MoE layer, what part of its choices goes to each rank; empty: not kept."""
 
 
 @record

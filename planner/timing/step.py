@@ -278,16 +278,14 @@ def _reduction_s(
 
 
 def _replicas_s(split: Split, hw: Machine, sw: Software, c: Constants, params: Params) -> Num:
-    """All-reduce of the gradients of replicated experts, each over two holders that sit anywhere in
-    the group of `ep`."""
-    if not np.any(np.asarray(split.expert_copies) > 1):
-        return 0.0
+    """All-reduce over `ep` of a buffer of all experts with several holders, as the reference
+    runtime sums their gradients; each spare slot is taken for an expert of its own."""
     copies = split.expert_copies
-    share = np.minimum(2 * (copies - 1) / copies, 1.0)
-    holders = np.where(copies > 1, 2.0, 1.0)
-    stride = np.maximum(split.ep * split.etp / 2, 1.0)
-    num_bytes = sw.reduce_bytes * share * params.experts
-    return collective_s(hw, c, num_bytes, holders, stride, reduces=True)
+    if not np.any(np.asarray(copies) > 1):
+        return 0.0
+    replicated = params.experts * split.ep * (copies - 1) / copies
+    group = np.where(copies > 1, split.ep, 1.0)
+    return collective_s(hw, c, sw.reduce_bytes * replicated, group, split.etp, reduces=True)
 
 
 def _update_s(split: Split, hw: Machine, c: Constants, params: Params) -> Num:
