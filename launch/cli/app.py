@@ -17,6 +17,7 @@ import typer
 
 from launch.cli import (
     diff,
+    experts,
     export,
     launch,
     list_,
@@ -72,6 +73,7 @@ app.command("launch")(launch.run)
 app.command("verify")(verify.run)
 app.command("validate")(validate.run)
 app.command("map")(map_.run)
+app.add_typer(experts.app, name="experts")
 app.command("export")(export.run)
 app.command("list")(list_.run)
 
