@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from launch.cli import experts_import, experts_show
+from launch.cli import experts_import, experts_place, experts_show
 
 DEFAULT = "place"
 """What `experts TRACE` without a command means, where it is registered."""
@@ -26,9 +26,10 @@ class _Group(TyperGroup):
 
 app = typer.Typer(
     cls=_Group,
-    help="Recorded routing of experts: show it, convert it.",
+    help="Recorded routing: place experts by it (`experts TRACE --ep N`), show it, convert it.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+app.command(DEFAULT)(experts_place.run)
 app.command("show")(experts_show.run)
 app.command("import")(experts_import.run)

@@ -136,6 +136,7 @@ def run(
             ]
             for part in ("compute_s", "p2p_s", "collective_s", "idle_s")
         },
+        "by_axis": [rank.collective_by_axis for rank in observed.ranks],
         "ranks": list(case.plan.chosen.placement.ranks),
         "stages": [list(stage) for stage in case.plan.chosen.placement.stages],
     }
