@@ -1,12 +1,15 @@
 """`meshwright experts import`: what others recorded, as our own file of routing."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from launch.cli.options import Json, OptionalModel
 from launch.cli.terminal import note
+
+if TYPE_CHECKING:
+    from profiler.routing.trace import Routing
 
 Keys = Annotated[
     str | None, typer.Option(help="Arrays of an npz to join: a,b.", show_default="all")
@@ -26,6 +29,9 @@ def run(
     keys: Keys = None,
     experts: Experts = None,
     model: OptionalModel = None,
+    first_step: Annotated[
+        int, typer.Option(min=0, help="Leave out the tokens of earlier steps.")
+    ] = 0,
     as_json: Json = False,
 ) -> None:
     """Convert what vLLM, SGLang, Megatron or EPLB recorded."""
@@ -43,6 +49,8 @@ def run(
     if spec is not None:
         check_model(routing, spec, str(file))
         routing = replace(routing, model=spec.name)
+    if first_step:
+        routing = _from_step(routing, first_step, str(file))
     write_routing(out, routing)
     tokens = routing.num_tokens if isinstance(routing, RoutingTrace) else None
     if as_json:
@@ -54,6 +62,17 @@ def run(
     size = "counts" if tokens is None else f"{tokens:,} tokens"
     note(f"Saved {size} of {routing.num_layers} MoE layers of {routing.num_experts} experts to: "
          f"`{out}`")  # fmt: skip
+
+
+def _from_step(routing: "Routing", step: int, place: str) -> "Routing":
+    from profiler.errors import UserError
+    from profiler.routing.trace import RoutingTrace
+
+    if not isinstance(routing, RoutingTrace) or routing.step is None:
+        raise UserError("the file does not say of which step its tokens are", place=place)
+    if step > routing.step[-1]:
+        raise UserError(f"it ends with step {routing.step[-1]}", place=place)
+    return routing.since(step)
 
 
 def split_keys(text: str | None) -> tuple[str, ...]:

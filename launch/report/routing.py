@@ -21,7 +21,8 @@ def draw(routing: "Routing", found: "RoutingStatistics", path: Path) -> None:
 
     check_picture(path)
     figure = Figure(figsize=(11, 5.4), layout="constrained")
-    left, right = np.ravel(figure.subfigures(1, 2, width_ratios=(1.15, 1.0)))
+    halves: Any = figure.subfigures(1, 2, width_ratios=(1.15, 1.0))
+    left, right = halves
     _loads(left, routing)
     upper, lower = right.subplots(2, 1, sharex=True)
     _information(upper, found)

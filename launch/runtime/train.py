@@ -30,6 +30,7 @@ from launch.checkpoints import checkpoint_root
 from launch.collect import OBSERVED_NAME, STATUS_NAME, collect
 from launch.framework.native import nodes_of
 from launch.recipe import FILE_NAME, Recipe, read_recipe
+from launch.routing_parts import save_joined
 from launch.runtime.checkpoint import Checkpoints
 from launch.runtime.data import TokenData
 from launch.runtime.huggingface import HfWeights
@@ -37,6 +38,7 @@ from launch.runtime.memory import measure_step
 from launch.runtime.mesh import TIMEOUT, Mesh, build_mesh
 from launch.runtime.optimizer import lr_at, make_adamw, set_lr
 from launch.runtime.record import Recorder
+from launch.runtime.routing_log import RoutingLog
 from launch.runtime.trainer import StepResult, Trainer
 from launch.scheduler.orphans import end_with_parent
 from planner.plan import FORMAT_VERSION, Plan, check_plan
@@ -208,6 +210,12 @@ class _Run:
         own = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
         self.attempt = self.checkpoints.largest(max([own, *before]))
         self.first = self._start_state()
+        self.routing: RoutingLog | None = None
+        if recipe.record_routing:
+            self.routing = RoutingLog(
+                self.trainer, plan.job, config, self.recorder, share=recipe.record_routing,
+                seed=recipe.seed, run_dir=run_dir, first_step=self.first,
+            )  # fmt: skip
         path.parent.mkdir(parents=True, exist_ok=True)
         self.log = _Log(path, self.first)
         self.startup_s: float | None = None
@@ -241,13 +249,18 @@ class _Run:
             self._one(step)
             self.checkpoints.poll()
             if every and ((step + 1) % every == 0 or step + 1 == total):
+                if self.routing is not None:  # a restart goes on from here
+                    self.routing.flush()
                 self.checkpoints.save(step + 1)
         self.checkpoints.wait()
         if not self.log.has_header:  # too few steps to trace memory
             self.log.header(_header(self.mesh, self.device, None, self.startup_s))
         self.log.close()
+        if self.routing is not None:
+            self.routing.flush()
         self.checkpoints.meet()
         if self.mesh.rank == 0 and not (self.run_dir / STATUS_NAME).exists():
+            save_joined(self.plan, self.run_dir, complete=True)
             observed = collect(self.plan, self.run_dir, "complete")  # no launcher will
             if observed is not None:
                 write_atomic(self.run_dir / OBSERVED_NAME, encode(observed))
@@ -257,6 +270,8 @@ class _Run:
         lr = lr_at(step, self.recipe)
         set_lr(self.trainer.optimizer, lr)
         results: list[StepResult] = []
+        if self.routing is not None:
+            self.routing.begin(step, self.device)
 
         def run() -> None:
             results.append(self.trainer.step(inputs, targets))
@@ -272,6 +287,8 @@ class _Run:
                 self.log.header(_header(self.mesh, self.device, memory, self.startup_s))
             else:
                 run()
+        if self.routing is not None:
+            self.routing.end()
         result = results[0]
         loss = None if result.loss is None else result.loss.item()
         settling = step < max(self.recipe.warmup, self.first + SETTLING_STEPS)

@@ -5,6 +5,8 @@ compared first, and nothing is ever unpickled.
 """
 
 import io
+import lzma
+import struct
 import zipfile
 import zlib
 from pathlib import Path
@@ -18,6 +20,11 @@ from profiler.errors import UserError
 Array = NDArray[Any]
 MAX_BYTES = 8 * 2**30
 """Of all arrays of a file together, unpacked."""
+_DAMAGES = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, NotImplementedError,
+    OSError, ValueError, OverflowError,
+)  # fmt: skip
+"""What zipfile raises on archives that are none, found by fuzzing."""
 ZIP, NPY = b"PK\x03\x04", b"\x93NUMPY"
 
 
@@ -42,7 +49,7 @@ def read_arrays(data: bytes, place: str) -> dict[str, Array]:
                     raise UserError(f"array `{name[:40]}` is there twice", place=place)
                 with archive.open(info) as f:
                     found[name] = _array(f, info.file_size, place, name)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError):
+    except _DAMAGES:
         raise UserError("the file is cut off or damaged", place=place) from None
     except RuntimeError:  # zipfile's word for a password
         raise UserError("the file is encrypted", place=place) from None

@@ -32,13 +32,12 @@ from profiler.routing.trace import DROPPED, Counts, Routing, RoutingCounts, Rout
 Floats = NDArray[np.float64]
 WINDOWS = 8
 """Of time, into which a trace is divided."""
-FEWEST_EXPECTED = 5.0
-"""Pairs expected less often than this show no lift: chance alone makes it large."""
+TINY = 1e-300
 
 
 @record
 class Pair:
-    """Two experts of a layer that tokens choose together."""
+    """The two experts of a layer that tokens choose together and that say most by it."""
 
     first: int
     second: int
@@ -157,7 +156,7 @@ def drift_of(windows: Counts, k: int) -> tuple[float | None, float | None]:
 
 
 def _together(trace: RoutingTrace, layer: int) -> tuple[Pair | None, float | None]:
-    """The pair of largest lift, and the information of all pairs."""
+    """The pair that says most, N log2(N / E), and the information of all pairs."""
     counts = pair_counts(trace.ids[:, layer], trace.num_experts)
     total = float(counts.sum()) / 2
     if not total:
@@ -165,18 +164,17 @@ def _together(trace: RoutingTrace, layer: int) -> tuple[Pair | None, float | Non
     expected = quasi_independent(counts)
     rows = np.triu_indices(trace.num_experts, 1)
     seen, likely = counts[rows], expected[rows]
-    there = seen > 0
-    bits = float((seen[there] * np.log2(seen[there] / likely[there])).sum()) / total
+    information = np.where(
+        seen > 0, seen * np.log2(np.maximum(seen, 1) / np.maximum(likely, TINY)), 0
+    )
+    bits = float(information.sum()) / total
     used = int((counts.sum(axis=1) > 0).sum())
     free = max(0, used * (used - 1) // 2 - used)
     bits -= free / (2 * total * math.log(2))
-    lift = np.where(likely >= FEWEST_EXPECTED, seen / np.maximum(likely, 1e-300), 0.0)
-    best = int(lift.argmax())
-    if not lift[best]:
-        return None, bits
+    best = int(information.argmax())
     pair = Pair(
-        first=int(rows[0][best]), second=int(rows[1][best]), lift=float(lift[best]),
-        share=float(seen[best]) / trace.num_tokens,
+        first=int(rows[0][best]), second=int(rows[1][best]),
+        lift=float(seen[best] / likely[best]), share=float(seen[best]) / trace.num_tokens,
     )  # fmt: skip
     return pair, bits
 

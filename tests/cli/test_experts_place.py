@@ -7,7 +7,7 @@ import pytest
 
 from launch.routing_files import write_routing
 from profiler.catalog import resolve_model
-from tests.unit.made_routing import trace
+from tests.unit.made_routing import skewed_trace
 
 MODEL = resolve_model("mixtral-8x7b")
 RATES = (
@@ -23,7 +23,7 @@ ASK = (
 def recorded(tmp_path):
     """A recording of Mixtral's shape, skewed."""
     path = tmp_path / "trace.npz"
-    write_routing(path, trace(tokens=800, layers=MODEL.num_layers, skew=1.0))
+    write_routing(path, skewed_trace(tokens=800, layers=MODEL.num_layers, skew=1.0))
     return path
 
 
@@ -137,7 +137,7 @@ def test_a_given_layout_is_priced_with_its_experts(meshwright, recorded, tmp_pat
 
 
 def test_routing_of_another_model_is_stale(meshwright, tmp_path):
-    write_routing(tmp_path / "other.npz", trace(tokens=40, layers=2))
+    write_routing(tmp_path / "other.npz", skewed_trace(tokens=40, layers=2))
     result = meshwright(*ASK, "--routing", "other.npz")
     assert (result.code, result.out) == (5, "")
     assert "2 MoE layers, mixtral-8x7b has 32" in result.err.replace("\n", " ")

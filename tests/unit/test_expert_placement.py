@@ -21,7 +21,7 @@ from profiler.catalog import resolve_cluster, resolve_model
 from profiler.errors import UserError
 from profiler.job import JobSpec
 from profiler.routing.trace import DROPPED, RoutingCounts
-from tests.unit.made_routing import trace
+from tests.unit.made_routing import skewed_trace
 
 RATES = Rates(compute_s=1e-6, intra_s=1e-7, inter_s=1e-6)
 
@@ -47,7 +47,7 @@ def loads_by_hand(routing, layers, window):
 
 @pytest.mark.parametrize("window", [25, 100])
 def test_the_load_is_of_windows(window):
-    routing = trace()
+    routing = skewed_trace()
     layers = (contiguous_slots(8, 4),) * 3
     found = load_of(routing, [parts_of(one, 8) for one in layers], 2, window=window)
     assert (found.ep, found.slots_per_rank, found.shares) == (4, 2, ())
@@ -56,7 +56,7 @@ def test_the_load_is_of_windows(window):
 
 
 def test_few_tokens_are_less_level_than_many():
-    routing = trace(tokens=4000, skew=0.0)
+    routing = skewed_trace(tokens=4000, skew=0.0)
     parts = [parts_of(contiguous_slots(8, 4), 8)] * 3
     small, large = (load_of(routing, parts, 2, window=w).imbalance for w in (20, 1000))
     assert small > large > 1
@@ -65,7 +65,7 @@ def test_few_tokens_are_less_level_than_many():
 
 @given(seed=st.integers(0, 100), dropped=st.booleans())
 def test_shares_are_those_of_the_counts(seed, dropped):
-    routing = trace(tokens=50, seed=seed)
+    routing = skewed_trace(tokens=50, seed=seed)
     if dropped:
         routing.ids[::7, :, 1] = DROPPED
     layer = ExpertSlots(
@@ -116,7 +116,7 @@ def test_degrees_divide_the_experts_and_the_devices():
 
 
 def test_a_placement_is_judged_on_tokens_it_has_not_seen():
-    routing = trace(tokens=2000)
+    routing = skewed_trace(tokens=2000)
     found = place(routing, ranks())
     assert len(found.layers) == 3
     assert all(
@@ -135,4 +135,4 @@ def test_a_placement_is_judged_on_tokens_it_has_not_seen():
 
 def test_too_few_tokens_cannot_be_parted():
     with pytest.raises(UserError, match="1 tokens cannot be parted"):
-        place(trace(tokens=1), ranks())
+        place(skewed_trace(tokens=1), ranks())

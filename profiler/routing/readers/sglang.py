@@ -46,7 +46,8 @@ def _counts(counts: Array, place: str, num_experts: int | None) -> Routing:
     if counts.ndim not in (2, 3) or counts.dtype.kind not in "iuf":
         raise UserError(f"counts have {counts.ndim} axes", place=place)
     used = counts.any(axis=tuple(i for i in (0, 2) if counts.ndim == 3) or 1)
-    return counts_of(counts[..., used, :], place, num_experts=num_experts)
+    some = counts[..., used, :] if used.any() else counts
+    return counts_of(some, place, num_experts=num_experts)
 
 
 def _records(records: list[Any], logical: Array, place: str, num_experts: int | None) -> Routing:
