@@ -1,0 +1,143 @@
+"""The one door to expert placement: which method for which size, and how good the result is known
+to be.
+
+    auto    one slot per expert, at most 8 experts on 4 ranks    exact
+            traffic "chained", one slot per expert, 16 ranks     sweeps, level
+            traffic "chained" otherwise                          level
+            traffic "home"                                       hybrid, level
+            contiguous and EPLB are looked at as well (with "home" layer by layer), so that the
+            result is never worse than they are on the objective
+
+Objectives: "time" (seconds, `score`), "load" (sum over layers of the fullest rank's load), "hops"
+(as ExFlow counts them).
+"""
+
+from typing import Literal, get_args
+
+import numpy as np
+
+from solvers.experts.baselines import contiguous, eplb, round_robin
+from solvers.experts.bounds import hops_bound, load_bound, time_bound
+from solvers.experts.exact import exact, fits
+from solvers.experts.hybrid import hybrid
+from solvers.experts.level import level
+from solvers.experts.problem import Floats, Placed, Problem, held
+from solvers.experts.score import flows_of, times
+from solvers.experts.sweeps import sweeps
+from solvers.experts.traffic import hops
+from solvers.result import SolveResult
+
+Objective = Literal["time", "load", "hops"]
+Method = Literal[
+    "auto",
+    "contiguous",
+    "round_robin",
+    "eplb",
+    "eplb_global",
+    "level",
+    "hybrid",
+    "sweeps",
+    "exact",
+]
+METHODS: tuple[Method, ...] = get_args(Method)
+_MOST_SWEPT = 16
+"""Ranks up to which swaps over chained layers are worth their time."""
+_SAME = 1e-9
+"""Relative distance to the bound at which a placement counts as optimal."""
+
+
+def solve(
+    problem: Problem,
+    *,
+    objective: Objective = "time",
+    seed: int = 0,
+    effort: float | None = None,
+    method: Method = "auto",
+) -> SolveResult[Placed]:
+    """The best placement found; `method` of the result says by what.
+
+    `effort`: deterministic units of work of about a second for what can use more of it (starts of a
+    search, limits of integer programs); None: each method's own. ValueError where a method named
+    does not fit the problem.
+    """
+    names = _chosen(problem, objective) if method == "auto" else (method,)
+    found = [_place(problem, name, objective, seed, effort) for name in names]
+    costs = np.stack([layer_costs(problem, placed, objective) for placed in found])
+    which = int(costs.sum(axis=1).argmin())
+    best, limit = found[which], _bound(problem, objective)
+    if not _linked(problem, objective) and len(found) > 1:
+        best = _of_each_layer(found, costs)
+    value = float(layer_costs(problem, best, objective).sum())
+    if names[which] == "exact":
+        limit = value
+    return SolveResult(
+        status="OPTIMAL" if value <= limit * (1 + _SAME) else "FEASIBLE",
+        value=best,
+        objective=value,
+        bound=limit,
+        method=names[which],
+    )
+
+
+def layer_costs(problem: Problem, placed: Placed, objective: Objective) -> Floats:
+    """[layers]: what each adds to the objective."""
+    if objective == "time":
+        return times(problem, placed)
+    parts = [held(problem, placed, layer) for layer in range(problem.num_layers)]
+    if objective == "load":
+        loads = [problem.counts[layer] @ part for layer, part in enumerate(parts)]
+        return np.array([load.max() for load in loads])
+    return np.append(hops(problem, flows_of(problem, parts)), 0.0)
+
+
+def _linked(problem: Problem, objective: Objective) -> bool:
+    """Whether the cost of a layer depends on where the next one is."""
+    return objective == "hops" or (objective == "time" and problem.traffic == "chained")
+
+
+def _of_each_layer(found: list[Placed], costs: Floats) -> Placed:
+    """The best of each layer."""
+    best = costs.argmin(axis=0)
+    return Placed(
+        slots=np.stack([found[which].slots[layer] for layer, which in enumerate(best)]),
+        shares=np.stack([found[which].shares[layer] for layer, which in enumerate(best)]),
+    )
+
+
+def _bound(problem: Problem, objective: Objective) -> float:
+    """Below which no placement goes."""
+    if objective == "time":
+        return time_bound(problem)
+    return float(load_bound(problem).sum()) if objective == "load" else hops_bound(problem)
+
+
+def _chosen(problem: Problem, objective: Objective) -> tuple[Method, ...]:
+    """The methods that auto looks at."""
+    if fits(problem):
+        return ("exact",)
+    plain: tuple[Method, ...] = ("contiguous", "eplb_global")
+    if problem.num_groups > 1 and problem.num_groups % problem.num_nodes == 0:
+        plain = ("contiguous", "eplb", "eplb_global")
+    if not _linked(problem, objective):
+        return ("level", *plain) if objective == "load" else ("hybrid", "level", *plain)
+    single = problem.num_slots == problem.num_experts
+    if single and problem.num_ranks <= _MOST_SWEPT:
+        return ("sweeps", "level", *plain)
+    return ("level", *plain)
+
+
+def _place(
+    problem: Problem, method: Method, objective: Objective, seed: int, effort: float | None
+) -> Placed:
+    """By one method."""
+    if method == "exact":
+        return exact(problem, objective, seed)
+    if method == "sweeps":
+        return sweeps(problem, objective, seed, effort)
+    if method == "hybrid":
+        return hybrid(problem, seed)
+    if method == "level":
+        return level(problem)
+    if method in ("eplb", "eplb_global"):
+        return eplb(problem, hierarchical=method == "eplb")
+    return round_robin(problem) if method == "round_robin" else contiguous(problem)
