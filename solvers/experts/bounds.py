@@ -24,6 +24,9 @@ from solvers.experts.problem import DROPPED, Floats, Ints, Problem
 from solvers.experts.score import pairs, scales
 from solvers.experts.traffic import home_s
 
+_MOST_PAIRED = 4
+"""Choices per token up to which pairs say something."""
+
 
 def load_bound(problem: Problem) -> Floats:
     """[layers]: least possible load of the fullest rank."""
@@ -58,7 +61,9 @@ def _home_bound(problem: Problem) -> Floats:
         chosen = np.sort(problem.ids[:, layer], axis=1)
         fresh = np.diff(chosen, axis=1, prepend=DROPPED) != 0
         distinct = (fresh & (chosen != DROPPED)).sum(axis=1)
-        both = np.sort(coactivation(problem, layer), axis=1)
+        both = np.full((1, 1), np.inf)
+        if problem.top_k <= _MOST_PAIRED:
+            both = np.sort(coactivation(problem, layer), axis=1)
         by_node = _fewest(distinct, both, room * problem.ranks_per_node)
         by_rank = _fewest(distinct, both, room)
         if problem.copies == "choice":

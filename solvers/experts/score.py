@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from solvers.experts.problem import DROPPED, Floats, Placed, Problem, Score, held
 from solvers.experts.traffic import chained_s, home_s, hops
 
-_AT_ONCE = 1 << 17
+_AT_ONCE = 1 << 15
 """Numbers of a layer's tokens by ranks that are worked on together, to stay in the cache."""
 
 
@@ -41,8 +41,9 @@ def score(problem: Problem, placed: Placed, ids: NDArray[np.integer] | None = No
     )
 
 
-def times(problem: Problem, placed: Placed) -> Floats:
-    """[layers]: the score's seconds alone, for solvers that compare many placements."""
+def times(problem: Problem, placed: Placed, below: Floats | None = None) -> Floats:
+    """[layers]: the score's seconds alone, for solvers that compare many placements. Traffic "home"
+    is left out, where compute alone takes `below` [layers] or more in every layer."""
     layers = range(problem.num_layers)
     parts = [held(problem, placed, layer) for layer in layers]
     load = np.stack([problem.counts[layer] @ parts[layer] for layer in layers])
@@ -50,14 +51,20 @@ def times(problem: Problem, placed: Placed) -> Floats:
     if problem.traffic == "chained":
         layer_s[:-1] += chained_s(problem, flows_of(problem, parts))
         return np.asarray(layer_s)
+    known = below is not None and bool((layer_s >= below).all())
+    return np.asarray(layer_s if known else layer_s + _home_s(problem, parts, load))
+
+
+def _home_s(problem: Problem, parts: list[Floats], load: Floats) -> Floats:
+    """[layers]: seconds of traffic "home"."""
     if problem.copies == "choice":
-        return np.asarray(layer_s + home_s(problem, np.zeros((len(load), 1)), load))
-    # No rank has more copies than load: where that takes less than the nodes' copies, it is enough.
+        return home_s(problem, np.zeros((len(load), problem.num_nodes)), load)
     nodes = visited(problem, [_by_node(problem, part) for part in parts])
+    # No rank has more copies than load: where that takes less than the nodes' copies, it is enough.
     least = home_s(problem, nodes, np.zeros_like(load))
     if problem.copies == "node" and (home_s(problem, nodes, load) <= least).all():
-        return np.asarray(layer_s + least)
-    return np.asarray(layer_s + home_s(problem, nodes, visited(problem, parts)))
+        return least
+    return home_s(problem, nodes, visited(problem, parts))
 
 
 def best_of(problem: Problem, found: list[Placed]) -> Placed:
@@ -155,12 +162,15 @@ def _touched(chosen: NDArray[np.integer], part: Floats) -> Floats:
     missed = np.append(1 - part, np.ones((1, part.shape[1])), axis=0)
     total = np.zeros(part.shape[1])
     size = max(1, _AT_ONCE // part.shape[1])
+    # -1 is the last row; indices are made valid once, as a checked look-up takes twice as long.
+    chosen = np.where(chosen == DROPPED, len(part), chosen)
     for begin in range(0, len(chosen), size):
-        some = chosen[begin : begin + size]
-        none = missed[some[:, 0]]
-        for k in range(1, some.shape[1]):
-            none *= missed[some[:, k]]
-        total += (1 - none).sum(axis=0)
+        some = np.ascontiguousarray(chosen[begin : begin + size].T.astype(np.intp))
+        none = np.take(missed, some[0], axis=0, mode="clip")
+        other = np.empty_like(none)
+        for row in some[1:]:
+            none *= np.take(missed, row, axis=0, mode="clip", out=other)
+        total += len(none) - none.sum(axis=0)
     return total
 
 

@@ -42,6 +42,8 @@ Method = Literal[
 METHODS: tuple[Method, ...] = get_args(Method)
 _MOST_SWEPT = 16
 """Ranks up to which swaps over chained layers are worth their time."""
+_MOST_LEVELLED = 256
+"""Slots up to which replicas are also placed for load alone; beyond, EPLB comes as near."""
 _SAME = 1e-9
 """Relative distance to the bound at which a placement counts as optimal."""
 
@@ -62,12 +64,16 @@ def solve(
     """
     names = _chosen(problem, objective) if method == "auto" else (method,)
     found = [_place(problem, name, objective, seed, effort) for name in names]
-    costs = np.stack([layer_costs(problem, placed, objective) for placed in found])
+    costs = np.empty((len(found), problem.num_layers))
+    for number, placed in enumerate(found):
+        known = costs[:number].min(axis=0) if number and not _linked(problem, objective) else None
+        costs[number] = layer_costs(problem, placed, objective, known)
     which = int(costs.sum(axis=1).argmin())
     best, limit = found[which], _bound(problem, objective)
     if not _linked(problem, objective) and len(found) > 1:
         best = _of_each_layer(found, costs)
-    value = float(layer_costs(problem, best, objective).sum())
+        costs[which] = costs.min(axis=0)
+    value = float(costs[which].sum())
     if names[which] == "exact":
         limit = value
     return SolveResult(
@@ -79,10 +85,12 @@ def solve(
     )
 
 
-def layer_costs(problem: Problem, placed: Placed, objective: Objective) -> Floats:
-    """[layers]: what each adds to the objective."""
+def layer_costs(
+    problem: Problem, placed: Placed, objective: Objective, below: Floats | None = None
+) -> Floats:
+    """[layers]: what each adds to the objective; exact where that is less than `below`."""
     if objective == "time":
-        return times(problem, placed)
+        return times(problem, placed, below)
     parts = [held(problem, placed, layer) for layer in range(problem.num_layers)]
     if objective == "load":
         loads = [problem.counts[layer] @ part for layer, part in enumerate(parts)]
@@ -119,7 +127,10 @@ def _chosen(problem: Problem, objective: Objective) -> tuple[Method, ...]:
     if problem.num_groups > 1 and problem.num_groups % problem.num_nodes == 0:
         plain = ("contiguous", "eplb", "eplb_global")
     if not _linked(problem, objective):
-        return ("level", *plain) if objective == "load" else ("hybrid", "level", *plain)
+        if objective == "load":
+            return ("level", *plain)
+        many = problem.num_slots > max(_MOST_LEVELLED, problem.num_experts)
+        return ("hybrid", *plain) if many else ("hybrid", "level", *plain)
     single = problem.num_slots == problem.num_experts
     if single and problem.num_ranks <= _MOST_SWEPT:
         return ("sweeps", "level", *plain)
