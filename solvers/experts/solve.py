@@ -7,6 +7,8 @@ to be.
             traffic "home"                                       hybrid, level
             contiguous and EPLB are looked at as well (with "home" layer by layer), so that the
             result is never worse than they are on the objective
+    moetuner, exflow: their integer programs by CP-SAT, with `_cbc` by CBC (`ilp`); one slot per
+            expert. On "load" and "hops" (of one node) they are certificates where they finish.
 
 Objectives: "time" (seconds, `score`), "load" (sum over layers of the fullest rank's load), "hops"
 (as ExFlow counts them).
@@ -20,10 +22,12 @@ from solvers.experts.baselines import contiguous, eplb, round_robin
 from solvers.experts.bounds import hops_bound, load_bound, time_bound
 from solvers.experts.exact import exact, fits
 from solvers.experts.hybrid import hybrid
+from solvers.experts.ilp import exflow, moetuner
 from solvers.experts.level import level
 from solvers.experts.problem import Floats, Placed, Problem, held
+from solvers.experts.program import Library
 from solvers.experts.score import flows_of, times
-from solvers.experts.sweeps import sweeps
+from solvers.experts.sweeps import placed_of, sweeps
 from solvers.experts.traffic import hops
 from solvers.result import SolveResult
 
@@ -38,6 +42,10 @@ Method = Literal[
     "hybrid",
     "sweeps",
     "exact",
+    "moetuner",
+    "moetuner_cbc",
+    "exflow",
+    "exflow_cbc",
 ]
 METHODS: tuple[Method, ...] = get_args(Method)
 _MOST_SWEPT = 16
@@ -62,6 +70,8 @@ def solve(
     search, limits of integer programs); None: each method's own. ValueError where a method named
     does not fit the problem.
     """
+    if method.startswith(("moetuner", "exflow")):
+        return _programmed(problem, objective, effort, method)
     names = _chosen(problem, objective) if method == "auto" else (method,)
     found = [_place(problem, name, objective, seed, effort) for name in names]
     costs = np.empty((len(found), problem.num_layers))
@@ -69,19 +79,42 @@ def solve(
         known = costs[:number].min(axis=0) if number and not _linked(problem, objective) else None
         costs[number] = layer_costs(problem, placed, objective, known)
     which = int(costs.sum(axis=1).argmin())
-    best, limit = found[which], _bound(problem, objective)
+    best = found[which]
     if not _linked(problem, objective) and len(found) > 1:
         best = _of_each_layer(found, costs)
         costs[which] = costs.min(axis=0)
     value = float(costs[which].sum())
-    if names[which] == "exact":
-        limit = value
+    limit = value if names[which] == "exact" else _bound(problem, objective)
+    return _result(best, value, limit, names[which])
+
+
+def _programmed(
+    problem: Problem, objective: Objective, effort: float | None, method: Method
+) -> SolveResult[Placed]:
+    """By an integer program, judged on `objective` and not on its own."""
+    if problem.num_slots != problem.num_experts:
+        raise ValueError(f"{method} places every expert once: as many slots as experts")
+    library: Library = "cbc" if method.endswith("_cbc") else "cpsat"
+    program = moetuner if method.startswith("moetuner") else exflow
+    found = program(problem, library, effort)
+    if found.value is None:
+        return SolveResult(status=found.status, method=method)
+    placed = placed_of(problem, found.value)
+    value = float(layer_costs(problem, placed, objective).sum())
+    limit = _bound(problem, objective)
+    # Their own bound holds where what they minimise is the objective.
+    if found.bound is not None and objective == ("load" if program is moetuner else "hops"):
+        limit = max(limit, found.bound)
+    return _result(placed, value, limit, method)
+
+
+def _result(placed: Placed, value: float, limit: float, method: str) -> SolveResult[Placed]:
     return SolveResult(
         status="OPTIMAL" if value <= limit * (1 + _SAME) else "FEASIBLE",
-        value=best,
+        value=placed,
         objective=value,
-        bound=limit,
-        method=names[which],
+        bound=min(limit, value),
+        method=method,
     )
 
 
