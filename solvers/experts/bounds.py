@@ -41,7 +41,10 @@ def time_bound(problem: Problem) -> float:
     """Seconds below which no placement of all layers goes."""
     traffic_s = np.zeros(problem.num_layers)
     if len(problem.ids) and not problem.measured:
-        traffic_s = _home_bound(problem) if problem.traffic == "home" else _chained_bound(problem)
+        if problem.traffic == "home":
+            traffic_s = _home_bound(problem)
+        else:
+            traffic_s[:-1] = link_bounds(problem, "time")
     return float((problem.compute_s * load_bound(problem) + traffic_s).sum())
 
 
@@ -49,8 +52,17 @@ def hops_bound(problem: Problem) -> float:
     """Hops below which no placement goes; with replicas or without tokens 0."""
     if problem.num_slots > problem.num_experts or not len(problem.ids):
         return 0.0
-    moving, crossing = _moving(problem)
-    return float((moving + crossing).sum())
+    return float(link_bounds(problem, "hops").sum())
+
+
+def link_bounds(problem: Problem, objective: str) -> Floats:
+    """[layers - 1]: hops or seconds between layers that no chained placement goes below."""
+    none = np.zeros(problem.num_layers - 1)
+    if problem.num_slots > problem.num_experts or not len(problem.ids) or objective == "load":
+        return none
+    if objective == "hops":
+        return np.asarray(sum(_moving(problem)))
+    return none if problem.measured else _chained_bound(problem)
 
 
 def _home_bound(problem: Problem) -> Floats:
@@ -83,21 +95,18 @@ def _fewest(distinct: Ints, both: Floats, room: int) -> float:
 
 
 def _chained_bound(problem: Problem) -> Floats:
-    """[layers]: seconds of the fewest copies that change rank or node, spread evenly."""
-    least_s = np.zeros(problem.num_layers)
-    if problem.num_slots > problem.num_experts:
-        return least_s
+    """[layers - 1]: seconds of the fewest copies that change rank or node, spread evenly."""
     moving, crossing = _moving(problem)
     ranks, per = problem.num_ranks, problem.ranks_per_node
+    if ranks == 1:
+        return 0 * moving
     near = problem.intra_s / (ranks * (per - 1)) if per > 1 else np.inf
     far = problem.inter_s / ranks if problem.num_nodes > 1 else np.inf
-    # All that moves goes either way at best so that both take equally long.
     if np.isinf(near) or np.isinf(far):
-        both = moving * min(near, far) if ranks > 1 else 0 * moving
-    else:
-        both = moving * (near * far / (near + far) if near + far else 0.0)
-    least_s[:-1] = np.maximum(both, 0 if np.isinf(far) else crossing * far)
-    return least_s
+        return np.asarray(moving * min(near, far))
+    # All that moves goes either way at best so that both take equally long.
+    both = moving * (near * far / (near + far) if near + far else 0.0)
+    return np.asarray(np.maximum(both, crossing * far))
 
 
 def _moving(problem: Problem) -> tuple[Floats, Floats]:

@@ -15,13 +15,14 @@ from itertools import combinations, permutations, product
 
 import numpy as np
 
+from solvers.experts.bounds import link_bounds
 from solvers.experts.problem import DROPPED, Floats, Ints, Placed, Problem
 from solvers.experts.score import scales
 from solvers.experts.sweeps import Chain, best_owners, placed_of
 from solvers.experts.traffic import home_s
 
 MOST_EXPERTS, MOST_RANKS = 8, 4
-_AT_ONCE = 1 << 17
+_AT_ONCE = 1 << 15
 """Transitions evaluated together."""
 
 
@@ -107,7 +108,8 @@ def _chain(problem: Problem, objective: str, states: Ints, seed: int) -> Ints:
     firsts, member = np.unique(orbit, return_inverse=True)
     eye = np.eye(problem.num_ranks)[states]
     load = chain.load_cost(np.einsum("le,ser->lsr", problem.counts, eye))
-    lightest = np.append(np.cumsum(load.min(axis=1)[::-1])[::-1], 0.0)
+    later = load.min(axis=1) + np.append(0.0, link_bounds(problem, objective))
+    lightest = np.append(np.cumsum(later[::-1])[::-1], 0.0)
     best, before, where = load[0][firsts], [], []
     for layer in range(problem.num_layers - 1):
         # Those that can still be part of an optimum.
@@ -155,20 +157,18 @@ def _orbits(problem: Problem, objective: str, states: Ints) -> Ints:
 def _step(chain: Chain, layer: int, eye: Floats, open_: Ints, best: Floats) -> tuple[Floats, Ints]:
     """From the states `open_`, which cost `best` so far: ([states] least cost of each next state,
     [states] the state before it)."""
-    ranks = chain.problem.num_ranks
     least, came = np.full(len(eye), np.inf), np.zeros(len(eye), np.int64)
-    # out[a, r, e]: copies from rank r under a to expert e.
-    out = np.einsum("aer,ef->arf", eye[open_], chain.pairs[layer])
-    after = eye.transpose(1, 0, 2).reshape(eye.shape[1], -1)
+    # out[r, a, e]: copies from rank r under a to expert e.
+    out = np.einsum("aer,ef->raf", eye[open_], chain.pairs[layer])
+    after = np.ascontiguousarray(eye.transpose(2, 1, 0))
     size = max(1, _AT_ONCE // len(eye))
     for begin in range(0, len(open_), size):
-        some = open_[begin : begin + size]
-        flow = (out[begin : begin + size].reshape(-1, eye.shape[1]) @ after).reshape(
-            len(some), ranks, len(eye), ranks
-        )
-        cost = best[begin : begin + size, None] + chain.link_cost(flow.transpose(0, 2, 1, 3))
+        # [from, to, a, b], of which the cost wants the ranks last.
+        flow = np.matmul(out[:, None, begin : begin + size], after[None])
+        cost = chain.link_cost(np.moveaxis(flow, (0, 1), (-2, -1)))
+        cost += best[begin : begin + size, None]
         mine = cost.argmin(axis=0)
         took = cost[mine, np.arange(len(eye))]
         better = took < least
-        least[better], came[better] = took[better], some[mine[better]]
+        least[better], came[better] = took[better], open_[begin + mine[better]]
     return least, came
