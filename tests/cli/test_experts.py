@@ -51,7 +51,7 @@ def test_counts_have_dashes_where_tokens_would_be_needed(meshwright, tmp_path):
     result = meshwright("experts", "show", path)
     assert result.out.splitlines()[0] == "routing: counts, 2 MoE layers of 4 experts"
     row = result.out.splitlines()[4].split()
-    assert row == ["0", "1.63", "0.43", "1.88", "0", "-", "-", "-", "-", "-", "-"]
+    assert row == ["0", "1.63", "0.43", "1.87", "0", "-", "-", "-", "-", "-", "-"]
     assert "Drift" not in result.out
 
 
