@@ -119,10 +119,10 @@ def runtime_loop(
     return step
 
 
-def _seconds(step: Loop, tokens: Tensor) -> tuple[float, float]:
-    start = time.perf_counter()
+def _seconds(step: Loop, tokens: Tensor, clock: Callable[[], float]) -> tuple[float, float]:
+    start = clock()
     loss = step(tokens[:, :-1], tokens[:, 1:])
-    return time.perf_counter() - start, loss
+    return clock() - start, loss
 
 
 def compare(model: ModelSpec) -> dict[str, list[float]]:
@@ -135,7 +135,10 @@ def compare(model: ModelSpec) -> dict[str, list[float]]:
     return in_turn(loops, model.vocab_size, PAIRS)
 
 
-def in_turn(loops: dict[str, Loop], vocab_size: int, pairs: int) -> dict[str, list[float]]:
+def in_turn(
+    loops: dict[str, Loop], vocab_size: int, pairs: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:  # fmt: skip
     """Seconds of each loop's steps, in turn; the losses must agree."""
     times: dict[str, list[float]] = {name: [] for name in loops}
     generator = torch.Generator().manual_seed(0)
@@ -146,7 +149,7 @@ def in_turn(loops: dict[str, Loop], vocab_size: int, pairs: int) -> dict[str, li
         losses = []
         first = i % len(names)
         for name in names[first:] + names[:first]:  # none is always first
-            seconds, loss = _seconds(loops[name], tokens)
+            seconds, loss = _seconds(loops[name], tokens, clock)
             losses.append(loss)
             times[name] += [seconds] if i >= WARMUP else []
         if max(losses) - min(losses) > 1e-4:

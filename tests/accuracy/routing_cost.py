@@ -2,14 +2,18 @@
 
 Trainers of the same model and data take turns, step by step, in one process: one that records no
 routing, and one for each share of tokens. What counts is the ratio of neighbouring steps, whose
-median does not drift with the machine. `python -P -m tests.accuracy.routing_cost [--write]`;
-`--write` keeps the result in docs/benchmarks/routing.md.
+median does not drift with the machine; and seconds are those of the processor, of which a step on
+one process takes as many however busy the machine is.
+
+`python -P -m tests.accuracy.routing_cost [--write]`; `--write` keeps the result in
+docs/benchmarks/routing.md.
 """
 
 import argparse
 import gc
 import platform
 import tempfile
+import time
 from pathlib import Path
 
 import torch
@@ -31,7 +35,7 @@ from tests.accuracy.lean import (
 PAGE = ROOT / "docs" / "benchmarks" / "routing.md"
 EXAMPLE = ROOT / "examples" / "tiny-moe" / "config.json"
 SHARES = (0.01, 0.05, 1.0)
-PAIRS = 60
+PAIRS = 40
 BASE = "none"
 
 
@@ -42,7 +46,7 @@ def compare(model: ModelSpec, folder: Path) -> dict[str, list[float]]:
         loops[f"{share:.0%} of tokens"] = runtime_loop(
             model, recording=True, routing=share, run_dir=folder / f"{model.name}-{share}"
         )
-    return in_turn(loops, model.vocab_size, PAIRS)
+    return in_turn(loops, model.vocab_size, PAIRS, time.process_time)
 
 
 def main() -> None:
@@ -56,8 +60,8 @@ def main() -> None:
         "",
         f"One process, {platform.processor() or platform.machine()}, torch {torch.__version__}, "
         f"fp32, one thread; {PAIRS} steps of each share in turn, {MICRO_BATCHES} micro-batches of "
-        f"{CONFIG.micro_batch} x {JOB.seq_len} tokens. Ratios are those of neighbouring steps "
-        "(median, middle half). Written by `python -P -m tests.accuracy.routing_cost --write`.",
+        f"{CONFIG.micro_batch} x {JOB.seq_len} tokens. Steps are in seconds of the processor, "
+        "ratios those of neighbouring steps (median, middle half). Written by `python -P -m tests.accuracy.routing_cost --write`.",
         "",
         "| model | recorded | step | over none | middle half |",
         "|---|---|---|---|---|",
