@@ -168,7 +168,8 @@ def _together(trace: RoutingTrace, layer: int) -> tuple[Pair | None, float | Non
     best = int(information.argmax())
     pair = Pair(
         first=int(rows[0][best]), second=int(rows[1][best]),
-        lift=float(seen[best] / max(likely[best], TINY)), share=float(seen[best]) / trace.num_tokens,
+        lift=float(seen[best] / max(likely[best], TINY)),
+        share=float(seen[best]) / trace.num_tokens,
     )  # fmt: skip
     return pair, bits
 

@@ -61,7 +61,8 @@ def main() -> None:
         f"One process, {platform.processor() or platform.machine()}, torch {torch.__version__}, "
         f"fp32, one thread; {PAIRS} steps of each share in turn, {MICRO_BATCHES} micro-batches of "
         f"{CONFIG.micro_batch} x {JOB.seq_len} tokens. Steps are in seconds of the processor, "
-        "ratios those of neighbouring steps (median, middle half). Written by `python -P -m tests.accuracy.routing_cost --write`.",
+        "ratios those of neighbouring steps (median, middle half). Written by "
+        "`python -P -m tests.accuracy.routing_cost --write`.",
         "",
         "| model | recorded | step | over none | middle half |",
         "|---|---|---|---|---|",
