@@ -121,6 +121,11 @@ class MoE(nn.Module):
             self.experts = Experts(place.own, hidden, width, again=self.again)
         self.place = place
 
+    def set_slots(self, slots: ExpertSlots) -> None:
+        """Take the experts to be in `slots` from now on; their values are the caller's to move."""
+        self.place = dataclasses.replace(self.place, slots=slots)
+        self.experts.ids = self.place.own
+
     def forward(self, x: Tensor) -> Tensor:
         """[b, s, h] -> [b, s, h]; tokens of this rank."""
         out = self._routed(x)
