@@ -40,6 +40,12 @@ def checked(plan: Plan, recipe: Recipe) -> Recipe:
     checkpoint.
     """
     open_tokens(recipe.data_file, plan.model, plan.job)
+    if recipe.rebalance_experts_every and plan.chosen.config.ep == 1:
+        raise UserError(
+            "experts cannot be moved: every rank has all of them (ep 1)",
+            hint="leave `rebalance_experts_every` out, or plan with ep 2 or more",
+            place=f"plan {plan.id}",
+        )
     if recipe.weights_folder is not None:
         _check_weights(plan, recipe.weights_folder)
     if recipe.resume_folder is None:

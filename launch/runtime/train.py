@@ -36,6 +36,7 @@ from launch.runtime.huggingface import HfWeights
 from launch.runtime.memory import measure_step
 from launch.runtime.mesh import TIMEOUT, Mesh, build_mesh
 from launch.runtime.optimizer import lr_at, make_adamw, set_lr
+from launch.runtime.rebalance import Rebalancer
 from launch.runtime.record import Recorder
 from launch.runtime.trainer import StepResult, Trainer
 from launch.scheduler.orphans import end_with_parent
@@ -208,6 +209,7 @@ class _Run:
         own = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
         self.attempt = self.checkpoints.largest(max([own, *before]))
         self.first = self._start_state()
+        self.rebalancer = self._rebalancer(_rows(path)) if recipe.rebalance_experts_every else None
         path.parent.mkdir(parents=True, exist_ok=True)
         self.log = _Log(path, self.first)
         self.startup_s: float | None = None
@@ -222,7 +224,8 @@ class _Run:
         if own is None and self.recipe.resume_folder is not None:
             own = self.checkpoints.find(self.recipe.resume_folder)
         if own is not None:
-            step = self.checkpoints.load(own)
+            moves = self.recipe.rebalance_experts_every > 0
+            step = self.checkpoints.load(own, experts_too=moves)
             if self.mesh.rank == 0:
                 print(f"goes on after step {step - 1}, from {own}", flush=True)
             return step
@@ -231,6 +234,14 @@ class _Run:
                 self.trainer.set_values(lambda name, _shape: weights.get(name))
                 self.trainer.set_buffers(weights.get)
         return 0
+
+    def _rebalancer(self, before: list[dict[str, Any]]) -> Rebalancer:
+        """Counts on from what an earlier attempt had moved by the first step."""
+        kept = [row for row in before if row.get("step", self.first) < self.first]
+        return Rebalancer(
+            self.plan, self.recipe, self.trainer, self.device, first=self.first,
+            num_moves=kept[-1].get("num_moves", 0) if kept else 0,
+        )  # fmt: skip
 
     def steps(self) -> None:
         """All steps that are left; checkpoints on the way, and at the end."""
@@ -256,6 +267,7 @@ class _Run:
         inputs, targets = (t.to(self.device) for t in self.data.batch(step))
         lr = lr_at(step, self.recipe)
         set_lr(self.trainer.optimizer, lr)
+        moved = self.rebalancer.before(step) if self.rebalancer else {}
         results: list[StepResult] = []
 
         def run() -> None:
@@ -276,7 +288,7 @@ class _Run:
         loss = None if result.loss is None else result.loss.item()
         settling = step < max(self.recipe.warmup, self.first + SETTLING_STEPS)
         row = {"step": step, "warmup": settling, "attempt": self.attempt, "loss": loss}
-        row |= {"lr": lr, "grad_norm": result.grad_norm}
+        row |= {"lr": lr, "grad_norm": result.grad_norm} | moved
         self.log.row(row | dataclasses.asdict(result.times) | self.recorder.drain())
         if self.speaks and loss is not None:
             seconds = result.times.end - result.times.start
