@@ -58,31 +58,38 @@ def expert_transfers(
     config: ParallelConfig,
     placement: Placement,
     experts: Experts,
-    node_of: Sequence[int] | None = None,
+    node_of_rank: Sequence[int] | None = None,
 ) -> tuple[Transfer, ...]:
     """What ranks send when the experts of `placement` go to `experts`, layer by layer. Pure.
 
-    `node_of`: node of each device of the cluster; None: all are on one.
+    `node_of_rank`: None: all are on one.
     """
+    old = placed_experts(model, config, placement)
     before, after = (
-        Holdings(model, config, replace(placement, experts=each))
-        for each in (placed_experts(model, config, placement), experts)
+        Holdings(model, config, replace(placement, experts=each)) for each in (old, experts)
     )
     rank_of = {device: rank for rank, device in enumerate(after.devices)}
-    nodes = node_of or (0,) * (1 + max(after.devices))
+    nodes = dict(zip(after.devices, node_of_rank or (0,) * config.num_devices, strict=True))
     layer_of = {b: i for i, b in enumerate(b for b, k in enumerate(model.blocks) if k == "moe")}
+    moved = [_moved(a, b) for a, b in zip(old, experts, strict=True)]
     found = [
         Transfer(
             layer=layer_of[tensor.block], name=tensor.name, box=box, source=rank_of[source],
             target=rank_of[device],
         )
         for tensor in tensors_of(model)[0]
-        if tensor.expert is not None and before.kind(tensor) != after.kind(tensor)
+        if tensor.expert is not None and tensor.expert in moved[layer_of[tensor.block]]
         for box, devices in after.of(tensor).items()
         for device, source in sources_of(devices, before.of(tensor)[box], nodes)
         if source is not None and source != device
     ]  # fmt: skip
     return tuple(found)
+
+
+def _moved(old: ExpertSlots, new: ExpertSlots) -> set[int]:
+    """Experts of a layer that a rank holds and did not hold before."""
+    pairs = zip(old.slots, new.slots, strict=True)
+    return {expert for before, after in pairs for expert in {*after} - {*before}}
 
 
 def check_sizes(config: ParallelConfig, old: Experts, new: Experts) -> None:

@@ -131,7 +131,7 @@ def _surviving(boxes: Boxes, now: Mapping[int, int]) -> Boxes:
 
 
 def sources_of(
-    devices: Sequence[int], holders: Sequence[int], node_of: Sequence[int]
+    devices: Sequence[int], holders: Sequence[int], node_of: Sequence[int] | Mapping[int, int]
 ) -> Iterator[tuple[int, int | None]]:
     """(device, where it takes a part from) of all `devices` that need a part which `holders` have:
     itself where it is one of them, None where there are none."""

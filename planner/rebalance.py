@@ -18,7 +18,7 @@ they are. Pure: equal counts and rates give equal places.
 """
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -48,6 +48,14 @@ class Place(Protocol):
 
     def __call__(self, counts: Counts, current: Experts) -> Experts:
         """`counts` [layers, experts] -> slots of every layer."""
+        ...
+
+
+class Price(Protocol):
+    """Prices places by what was routed."""
+
+    def __call__(self, counts: Counts, experts: Experts) -> Floats:
+        """[layers]: seconds in which one group of ranks does all of `counts` [layers, experts]."""
         ...
 
 
@@ -96,46 +104,43 @@ def decide(
     look: Look,
     place: Place,
     *,
+    price: Price | None = None,
     gain: float = 1.0,
-    node_of: Sequence[int] | None = None,
+    node_of_rank: Sequence[int] | None = None,
 ) -> Decision:
     """Whether to move, and where to.
 
-    `gain`: so many times the seconds of the move must be saved until the next look. `node_of`: node
-    of each device of the cluster; None: all are on one.
+    `price` None: `choice_s` for each choice of the fullest rank. `gain`: so many times the seconds
+    of the move must be saved until the next look. `node_of_rank` None: all are on one.
     """
+
+    def level(counts: Counts, experts: Experts) -> Floats:
+        return look.choice_s * fullest(counts, experts)
+
     old = placed_experts(model, config, placement)
     wished = place(look.counts, old)
-    nodes = node_of or (0,) * (1 + max(placement.devices, default=config.num_devices - 1))
-    devices = _devices(config, placement)
-    node_of_rank = [nodes[device] for device in devices]
-    unit_s = look.choice_s / (config.edp * max(1, look.num_steps))
-    now, then = (unit_s * fullest(look.counts, each) for each in (old, wished))
-    sent = expert_transfers(model, config, placement, wished, nodes)
+    groups = config.edp * max(1, look.num_steps)
+    now, then = ((price or level)(look.counts, each) / groups for each in (old, wished))
+    nodes = node_of_rank or (0,) * config.num_devices
+    sent: list[list[Transfer]] = [[] for _ in old]
+    for each in expert_transfers(model, config, placement, wished, nodes):
+        sent[each.layer].append(each)
 
-    def seconds(transfers: Sequence[Transfer]) -> float:
-        return look.slowdown * look.rates.seconds(transfers, node_of_rank)
+    def seconds(transfers: Iterable[Transfer]) -> float:
+        return look.slowdown * look.rates.seconds(transfers, nodes)
 
     saved_s = (now - then) * look.steps_left
-    alone_s = [seconds([t for t in sent if t.layer == layer]) for layer in range(len(old))]
-    pays = [saved > gain * cost for saved, cost in zip(saved_s, alone_s, strict=True)]
-    sent = tuple(t for t in sent if pays[t.layer])
+    pays = [saved > gain * seconds(own) for saved, own in zip(saved_s, sent, strict=True)]
+    moves = [each for yes, own in zip(pays, sent, strict=True) for each in own if yes]
     new = tuple(b if yes else a for a, b, yes in zip(old, wished, pays, strict=True))
     stages = _pipeline_ranks(model, config, placement)
     step_s, new_step_s = (_step_s(each, stages) for each in (now, np.where(pays, then, now)))
-    move_s = seconds(sent)
+    move_s = seconds(moves)
     worth = any(pays) and (step_s - new_step_s) * look.steps_left > gain * move_s
     return Decision(
         experts=new if worth else None, step_s=step_s, new_step_s=new_step_s,
-        steps_left=look.steps_left, num_bytes=state_bytes(sent), move_s=move_s,
+        steps_left=look.steps_left, num_bytes=state_bytes(moves), move_s=move_s,
     )  # fmt: skip
-
-
-def _devices(config: ParallelConfig, placement: Placement) -> list[int]:
-    """Device of each rank."""
-    ranks = placement.ranks or range(config.num_devices)
-    of_rank = dict(zip(ranks, placement.devices or ranks, strict=True))
-    return [of_rank[rank] for rank in range(config.num_devices)]
 
 
 def _pipeline_ranks(

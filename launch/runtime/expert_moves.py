@@ -49,11 +49,10 @@ class Moved:
 
 
 @torch.no_grad()
-def move_experts(trainer: Trainer, experts: Experts, node_of: Sequence[int] | None = None) -> Moved:
+def move_experts(trainer: Trainer, experts: Experts, node_of_rank: Sequence[int] | None = None) -> Moved:
     """Put the experts of every layer into other slots; collective: every rank calls it, alike.
 
-    `node_of`: node of each device of the cluster, so that ranks fetch from their own node where
-    they can. Raises `UserError`, on all ranks, for a placement that cannot be.
+    `node_of_rank`: so that ranks fetch from their own node where they can; None: all are on one. Raises `UserError`, on all ranks, for a placement that cannot be.
     """
     start = now()
     model, config, old = trainer.model, trainer.config, trainer.placement
@@ -64,7 +63,7 @@ def move_experts(trainer: Trainer, experts: Experts, node_of: Sequence[int] | No
     rounds: dict[int, list[Transfer]] = {
         layer: [] for layer, slots in enumerate(experts) if slots != before[layer]
     }
-    for each in expert_transfers(model, config, old, experts, node_of):
+    for each in expert_transfers(model, config, old, experts, node_of_rank):
         rounds[each.layer].append(each)
     here = layers_of(trainer)
     held = list(trainer.held)

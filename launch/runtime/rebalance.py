@@ -9,6 +9,7 @@ the look, with backward at twice that, and of the exchange at the profile's rate
                + 4 passes * (ep - 1) / ep * bytes of a row / rate of a rank
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from launch.runtime.trainer import DTYPES, Trainer
 from planner.expert_moves import Experts, MoveRates, move_rates
 from planner.plan import Plan
 from planner.rebalance import Decision, Look, Place, by_load, decide
-from planner.where import nodes_of_devices, nodes_of_ranks
+from planner.where import nodes_of_ranks
 
 TIMED_STEPS = 8
 """Last steps of an interval, in which experts are timed."""
@@ -41,9 +42,10 @@ class Rebalancer:
     ) -> None:  # fmt: skip
         """`first`: step that comes first in this process; `num_moves`: those of earlier ones."""
         self._trainer, self._recipe, self._place = trainer, recipe, place
-        self._node_of = nodes_of_devices(plan.cluster)
+        chosen = plan.chosen
+        self._nodes = nodes_of_ranks(plan.cluster, chosen.config, chosen.placement)
         self._rates = move_rates(plan.profile)
-        self._exchange_s = exchange_s(plan, self._rates)
+        self._exchange_s = exchange_s(plan, self._rates, self._nodes)
         self._meter = ExpertMeter(plan.model.num_moe_layers, plan.model.num_experts, device)
         for layer, (_, _, moe) in layers_of(trainer).items():
             moe.meter = self._meter.of_layer(layer)
@@ -75,7 +77,7 @@ class Rebalancer:
         experts, figures = found[0]
         if experts is None:
             return None
-        moved = move_experts(self._trainer, experts, self._node_of)
+        moved = move_experts(self._trainer, experts, self._nodes)
         slowest = torch.tensor(moved.seconds, dtype=torch.float64, device=taken.device)
         dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
         if figures["move_s"] > 0:
@@ -97,7 +99,7 @@ class Rebalancer:
         )  # fmt: skip
         return decide(
             model, trainer.config, trainer.placement, look, self._place,
-            gain=recipe.rebalance_experts_gain, node_of=self._node_of,
+            gain=recipe.rebalance_experts_gain, node_of_rank=self._nodes,
         )  # fmt: skip
 
 
@@ -109,11 +111,10 @@ def recomputed(trainer: Trainer) -> float:
     return sum(again) / len(again)
 
 
-def exchange_s(plan: Plan, rates: MoveRates) -> float:
+def exchange_s(plan: Plan, rates: MoveRates, nodes: Sequence[int]) -> float:
     """Seconds in which one row of a choice goes to its expert and back, forward and backward, as
-    far as it leaves its rank, all ranks at once."""
-    config, placement = plan.chosen.config, plan.chosen.placement
-    nodes = nodes_of_ranks(plan.cluster, config, placement)
+    far as it leaves its rank, all ranks at once; `nodes`: of each rank."""
+    config = plan.chosen.config
     each = torch.empty((), dtype=DTYPES[plan.job.precision]).element_size()
     apart = (config.ep - 1) / config.ep
     crowd = max(nodes.count(node) for node in nodes)

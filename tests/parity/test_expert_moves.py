@@ -6,9 +6,9 @@ from collections import Counter
 import pytest
 import torch
 from cases import CROWD, DEEP, DROP, HALVES, MOE, ONE_EMPTY, REPLICAS, SHARED, layers, small
-from compare import errors_of
+from compare import assemble, errors_of
 from fork import run_ranks
-from grid import MIXTRAL, Case, part_of_batch, reference, trainer_of
+from grid import MIXTRAL, Case, Parts, part_of_batch, reference, trainer_of
 
 from launch.runtime.expert_moves import Moved, move_experts
 from launch.runtime.trainer import Trainer
@@ -102,8 +102,8 @@ def _moved(case: Case) -> Moved:
     """In float32, so that what is sent is what the planner counts."""
     trainer = trainer_of(case)
     _step(trainer, case, 0)
-    node_of = [device // 2 for device in range(case.config.num_devices)]
-    return move_experts(trainer, case.moves[0][1], node_of)
+    nodes = [rank // 2 for rank in range(case.config.num_devices)]
+    return move_experts(trainer, case.moves[0][1], nodes)
 
 
 @pytest.mark.parametrize("name", BYTES)
@@ -131,6 +131,52 @@ def test_nothing_is_sent_where_nothing_changes() -> None:
     case = small(model=MOE, dp=2, ep=2, experts=(MIXED, HALVES), dtype=torch.float32)
     case = dataclasses.replace(case, moves=((1, case.experts),))
     assert [m.sent_bytes for m in run_ranks(2, _moved, case)] == [0, 0]
+
+
+BF16 = {
+    "sizes change": small(model=MOE, dp=2, ep=2, moves=((1, (HALVES, REPLICAS)),)),
+    "zero2 edp2": small(model=MOE, shard=4, zero=2, ep=2, moves=((1, (TURNED, MIXED)),)),
+    "zero1, experts whole": small(
+        model=DROP, shard=2, zero=1, ep=2, moves=((1, (REPLICAS, HALVES)),)
+    ),
+}
+
+
+def _states(case: Case) -> list[tuple[list[float], list[float], Parts]]:
+    """Weights and moments of this rank before and after a move, in bf16 with float32 masters."""
+    trainer = trainer_of(case)
+    _step(trainer, case, 0)
+    found = [([1.0], [], _state(trainer))]
+    move_experts(trainer, case.moves[0][1])
+    for held, weight in zip(trainer.held, trainer.weights, strict=True):
+        assert held.local.shape == weight.shape
+        assert torch.equal(held.local, weight.detach().to(held.local.dtype))
+    return [*found, ([1.0], [], _state(trainer))]
+
+
+def _state(trainer: Trainer) -> Parts:
+    kept = ("exp_avg", "exp_avg_sq")
+    return [
+        (f"{kind}/{c.name}", c.shape, c.offset, value[c.where].clone())
+        for held, weight in zip(trainer.held, trainer.weights, strict=True)
+        for kind, value in [
+            ("weight", weight.detach()),
+            *((kind, trainer.optimizer.state[weight][kind]) for kind in kept),
+        ]
+        for c in held.chunks
+    ]
+
+
+@pytest.mark.parametrize("name", BF16)
+def test_weights_and_moments_are_the_same_bits_elsewhere(name: str) -> None:
+    case = dataclasses.replace(BF16[name], dtype=torch.bfloat16)
+    results = run_ranks(case.config.num_devices, _states, case)
+    before, after = (assemble([own[i] for own in results]) for i in (0, 1))
+    assert before.keys() == after.keys()
+    for key, value in before.items():
+        assert value.dtype == torch.float32
+        assert not value.isnan().any()
+        assert torch.equal(value, after[key]), key
 
 
 def _refused(case: Case) -> tuple[str, list[float]]:

@@ -58,7 +58,8 @@ def test_what_is_sent_is_what_moves_of_a_layout_count(data):
         Holdings(MOE, config, replace(placement, experts=each))
         for each in (placed_experts(MOE, config, placement), experts)
     )
-    transfers = expert_transfers(MOE, config, placement, experts, nodes)
+    of_rank = [nodes[device] for device in old.devices]
+    transfers = expert_transfers(MOE, config, placement, experts, of_rank)
     moves = moves_of(MOE, old, new, {device: device for device in range(12)}, cluster)
     assert state_bytes(transfers) == moves.fetched_bytes
     received = [state_bytes(t for t in transfers if t.target == r.rank) for r in moves.ranks]

@@ -56,6 +56,20 @@ def test_what_pays_moves_and_says_what_it_costs():
     assert found.move_s == pytest.approx(found.num_bytes / 2 / 1e9)
 
 
+def test_another_price_decides():
+    """Of one who finds the second layer's places, and no load, worth a second less."""
+
+    def place(_counts, current):
+        return current[0], slots_of((0, 2), (1, 3))
+
+    def price(_counts, experts):
+        return np.array([5.0, 2.0 if experts[1].slots == ((0, 2), (1, 3)) else 3.0])
+
+    found = decide(MOE, CONFIG, PLACEMENT, look(), place, price=price)
+    assert found.experts == place(None, (contiguous_slots(4, 2),) * 2)
+    assert (found.step_s, found.new_step_s) == (pytest.approx(0.8), pytest.approx(0.7))
+
+
 def test_level_experts_stay():
     level = np.full((2, 4), 250)
     found = decide(MOE, CONFIG, PLACEMENT, look(level), by_load)
@@ -87,8 +101,8 @@ def test_between_nodes_the_nics_count():
     slow = MoveRates(inside=1e12, between=(1e3, 1e3), source="by hand")
     nodes = {"same": (0, 0), "apart": (0, 1)}
     found = {
-        name: decide(MOE, CONFIG, PLACEMENT, look(rates=slow), by_load, node_of=node_of)
-        for name, node_of in nodes.items()
+        name: decide(MOE, CONFIG, PLACEMENT, look(rates=slow), by_load, node_of_rank=each)
+        for name, each in nodes.items()
     }
     assert found["same"].experts is not None
     assert found["apart"].experts is None
