@@ -3,7 +3,7 @@
 `runs/<plan-id>/` appears whole (built beside and renamed) and is never deleted; a second run of the
 same plan gets `<plan-id>-2`. It holds plan.json, recipe.json, command.sh, status.json, run.log,
 ranks/*.jsonl and, at the end, whatever the end, observed.json with the steps that all ranks
-finished.
+finished; with `record_routing` also routing.npz.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ from launch.collect import OBSERVED_NAME, collect
 from launch.framework.native import check_runnable
 from launch.observed import Observed, State
 from launch.recipe import FILE_NAME, Recipe
+from launch.routing_parts import save_joined
 from launch.scheduler.base import Job, Scheduler
 from launch.status import Status, status_of_us, write_status
 from launch.tokens import open_tokens
@@ -46,6 +47,11 @@ def checked(plan: Plan, recipe: Recipe) -> Recipe:
             f"experts cannot be moved: {which}",
             hint="leave `rebalance_experts_every` out, or plan with ep 2 or more",
             place=f"plan {plan.id}",
+        )
+    if recipe.record_routing and not plan.model.num_moe_layers:
+        raise UserError(
+            f"{plan.model.name} has no experts whose routing could be recorded",
+            hint="leave `record_routing` out",
         )
     if recipe.weights_folder is not None:
         _check_weights(plan, recipe.weights_folder)
@@ -158,6 +164,7 @@ def launch(
     if observed is None or observed.steps_done < recipe.total_steps:
         _fail(job, status, "failed", "ranks ended without all their steps")
     write_atomic(job.run_dir / OBSERVED_NAME, encode(observed))
+    save_joined(plan, job.run_dir, complete=True)
     if recipe.trace:
         write_trace(job.run_dir)
     write_status(job.run_dir, replace(status, state="complete", steps_done=observed.steps_done))
@@ -175,6 +182,7 @@ def finish(plan: Plan, run_dir: Path, status: Status, state: State, why: str) ->
         write_status(run_dir, status)
         if observed:
             write_atomic(run_dir / OBSERVED_NAME, encode(observed))
+        save_joined(plan, run_dir, complete=False)
     return status
 
 

@@ -76,6 +76,9 @@ class Recipe:
     """Folder of a run, or of one of its checkpoints, whose state to go on from; empty: none."""
     trace: bool = False
     """Write a Chrome trace of the run."""
+    record_routing: Annotated[float, Ge(0), Le(1)] = 0.0
+    """Share of each step's tokens whose experts are recorded, into the run's `routing.npz`; 0:
+    none."""
 
     def __post_init__(self) -> None:
         if self.resume and self.weights:

@@ -32,6 +32,7 @@ from planner.plan import StageMemory
 from planner.predict import memory_degrees, sizes_of, terms_of_step
 from planner.prepared import Prepared, Screened
 from planner.room import fullest, stage_memory, totals
+from planner.routed import Routed
 from planner.rules import ConfigRule
 from planner.schedules import SPLIT_BACKWARD, stage_owner
 from planner.timing.inputs import constants_of, machine_of, plan_software, shape_of, split_of
@@ -82,6 +83,7 @@ class AnalyticCosts:
         self._software = plan_software(software, self.node.device)
         self._constants = constants_of(profile.constants)
         self._sizes = sizes_of(model, job.seq_len)
+        self._routed = Routed(model.num_experts, profile.expert_loads)
         self._level: dict[tuple[float, ...], tuple[float, float, float]] = {}
         """Layers of ranks whose times are level, by times of blocks and shape of the pipeline:
         chunks have many in common."""
@@ -155,7 +157,7 @@ class AnalyticCosts:
         return np.array(np.broadcast_to(total, busy.shape)), np.asarray(busy)
 
     def _layers(self, layouts: Layouts) -> _Timed:
-        split = split_of(layouts, self.job)
+        split = split_of(layouts, self.job, self._routed)
         hw = self._machine_of(layouts)
         dense, moe = layer_times(self._shape, split, hw, self._software, self._constants)
         return _Timed(dense, moe)
@@ -194,7 +196,8 @@ class AnalyticCosts:
 
     def _peaks(self, layouts: Layouts, layers: Array | None = None) -> Peaks:
         m = np.maximum(layouts.num_microbatches(self.job), 1)
-        degrees = memory_degrees(layouts, m, self._software.sequence_parallel)
+        parallel = self._software.sequence_parallel
+        degrees = memory_degrees(layouts, m, parallel, self._routed)
         return stage_peaks(self._sizes, degrees, self._recipe, layers)
 
     def _room(self, layouts: Layouts) -> tuple[Array, Array]:
@@ -274,7 +277,8 @@ class AnalyticCosts:
             return rows(layer, code)
 
         return compose(
-            self._shape, split_of(layouts, self.job), self._machine_of(layouts), self._software,
+            self._shape, split_of(layouts, self.job, self._routed), self._machine_of(layouts),
+            self._software,
             self._constants, of(timed.dense), of(timed.moe),
         )  # fmt: skip
 
@@ -285,7 +289,7 @@ class AnalyticCosts:
     def prepare(self, config: ParallelConfig, stages: Stages | None = None) -> Prepared | None:
         """The layout with the split that levels time, or the one given."""
         layouts = Layouts.from_configs([config])
-        split = split_of(layouts, self.job)
+        split = split_of(layouts, self.job, self._routed)
         hw, late = self._machine_of(layouts), float(self._late(layouts))
         step = step_times(self._shape, split, hw, self._software, self._constants)
         if not self.model.num_moe_layers:  # what follows the layers is one of them

@@ -8,8 +8,7 @@ linear in tokens; farther out nothing was seen). Such values count as interpolat
 from collections import defaultdict
 from dataclasses import dataclass, fields
 
-from profiler.model import BlockKind
-from profiler.profile import BlockEntry, Profile, Source
+from profiler.profile import BlockEntry, Profile, ProfiledBlock, Source
 
 REACH = 2
 """Largest micro-batch answered for, as a multiple of the largest profiled one."""
@@ -53,8 +52,10 @@ class BlockTable:
     """Look-up of block costs by (kind, tp, micro-batch)."""
 
     def __init__(self, profile: Profile) -> None:
-        self._entries: dict[tuple[BlockKind, int], list[tuple[int, BlockCost]]] = defaultdict(list)
-        self._oom: dict[tuple[BlockKind, int], int] = {}
+        self._entries: dict[tuple[ProfiledBlock, int], list[tuple[int, BlockCost]]] = defaultdict(
+            list
+        )
+        self._oom: dict[tuple[ProfiledBlock, int], int] = {}
         for entry in sorted(profile.blocks, key=lambda e: e.micro_batch):
             key = (entry.block, entry.tp)
             if entry.status == "ok":
@@ -62,16 +63,16 @@ class BlockTable:
             else:
                 self._oom.setdefault(key, entry.micro_batch)
 
-    def tp_degrees(self, kind: BlockKind) -> set[int]:
+    def tp_degrees(self, kind: ProfiledBlock) -> set[int]:
         """Tensor-parallel degrees at which the block was profiled."""
         return {tp for k, tp in self._entries if k == kind}
 
-    def ran_out(self, kind: BlockKind, tp: int, micro_batch: int) -> bool:
+    def ran_out(self, kind: ProfiledBlock, tp: int, micro_batch: int) -> bool:
         """The block alone was seen to run out of memory at this or a smaller micro-batch."""
         smallest = self._oom.get((kind, tp))
         return smallest is not None and micro_batch >= smallest
 
-    def cost(self, kind: BlockKind, tp: int, micro_batch: int) -> BlockCost | None:
+    def cost(self, kind: ProfiledBlock, tp: int, micro_batch: int) -> BlockCost | None:
         """Cost, or None where the profile does not reach."""
         points = self._entries.get((kind, tp), [])
         if not points or micro_batch > REACH * points[-1][0]:

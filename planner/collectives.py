@@ -23,7 +23,9 @@ from profiler.cluster import NodeGroup
 from profiler.errors import UserError
 from profiler.profile import Profile, Scope, Source, TransferOp
 
-_RINGS: dict[TransferOp, float] = {"all_gather": 1.0, "reduce_scatter": 1.0, "all_reduce": 2.0}
+_RINGS: dict[TransferOp, float] = {
+    "all_gather": 1.0, "reduce_scatter": 1.0, "all_to_all": 1.0, "all_reduce": 2.0,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

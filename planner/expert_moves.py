@@ -92,14 +92,18 @@ def _moved(old: ExpertSlots, new: ExpertSlots) -> set[int]:
     return {expert for before, after in pairs for expert in {*after} - {*before}}
 
 
+def keeps_sizes(config: ParallelConfig, old: ExpertSlots, new: ExpertSlots) -> bool:
+    """Whether the runtime can change a layer's slots so: stacks of experts that ZeRO shards over
+    several ranks stay as large as they were built."""
+    is_free = config.dp_shard == 1 or config.edp == 1
+    return is_free or [*map(len, old.slots)] == [*map(len, new.slots)]
+
+
 def check_sizes(config: ParallelConfig, old: Experts, new: Experts) -> None:
-    """Raise `UserError` where the runtime cannot change one placement into the other: it shards
-    stacks of as many experts as they have when it is built."""
-    if config.dp_shard == 1 or config.edp == 1:
-        return
+    """Raise `UserError` where the runtime cannot change one placement into the other."""
     for layer, (a, b) in enumerate(zip(old, new, strict=True)):
-        sizes = [[len(rank) for rank in each.slots] for each in (a, b)]
-        if sizes[0] != sizes[1]:
+        if not keeps_sizes(config, a, b):
+            sizes = [[len(rank) for rank in each.slots] for each in (a, b)]
             raise UserError(
                 f"layer {layer} would have {sizes[1]} slots on its ranks in place of {sizes[0]}: "
                 "where ZeRO shards experts over several ranks, each keeps its number of slots",

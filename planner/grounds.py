@@ -180,9 +180,11 @@ def _ep(plan: Plan) -> str | None:
         return None
     if config.ep == 1:
         return f"all {model.num_experts} experts on every rank: no exchange of tokens"
-    held = model.num_experts / config.ep
+    load = next((each for each in plan.profile.expert_loads if each.ep == config.ep), None)
+    held = load.slots_per_rank if load else model.num_experts / config.ep
+    routed = f", the fullest routed {load.imbalance:.2f} times the mean" if load else ""
     return (
-        f"{held:g} of {model.num_experts} experts per rank; tokens are exchanged "
+        f"{held:g} of {model.num_experts} experts per rank{routed}; tokens are exchanged "
         f"{link_words(plan, 'ep')}{_exposed(plan, 'expert')}"
     )
 

@@ -7,34 +7,30 @@ sharded replicas, selective recomputation) is not priced.
 """
 
 from collections.abc import Callable
-from itertools import product
+from itertools import count, product
 from typing import Any
 
 import numpy as np
 
 from planner.axes import Coverage
 from planner.block_memory import (
-    BlockMemory,
     boundary_bytes,
-    local_params,
-    memory_caps,
-    stage_memory,
 )
 from planner.blocks import BlockCost, BlockTable
 from planner.bounds import lower_bound
-from planner.collectives import Links, group_of
+from planner.collectives import Group, Links, group_of
 from planner.config import ParallelConfig, Placement
 from planner.layouts import Layouts
+from planner.measured_memory import GradPart, MeasuredMemory, is_layer
 from planner.placed import WORTH, Hosts, Network, Nodes, named
-from planner.plan import StageMemory
 from planner.prepared import Prepared, Screened
 from planner.rules import ConfigRule
-from planner.schedules import Flights, in_flight
 from planner.sharing_curves import sharing_curves, sharing_of
 from planner.simulate import Program, simulate
 from planner.space import SENTENCES
+from planner.spread_experts import SpreadExperts
 from profiler.codec import replace
-from profiler.job import GRAD_BYTES, OPTIMIZER_BYTES, WEIGHT_BYTES, JobSpec
+from profiler.job import JobSpec
 from profiler.model import ModelSpec
 from profiler.profile import Profile, Source
 from solvers.partition import Stages, partition
@@ -45,17 +41,11 @@ _COVERAGE = Coverage(
     {
         "dp_shard": frozenset({1}),
         "cp": frozenset({1}),
-        "ep": frozenset({1}),
         "recompute": frozenset(RECOMPUTES),
         "schedule": frozenset(SCHEDULES),
         "offload": frozenset({"none"}),
     }
 )
-
-
-def _other_experts(c: Any, m: ModelSpec, j: JobSpec) -> Any:
-    """Experts are profiled split as their layer's attention is."""
-    return (c.etp != (c.tp if m.num_moe_layers else 1)) | (c.ep != 1)
 
 
 class MeasuredCosts:
@@ -70,6 +60,8 @@ class MeasuredCosts:
             per_node = self.node.devices_per_node
             self.hosts = Hosts(model, job, profile.links, per_node, self.links)
         self.capacity_bytes = self.node.device.memory_bytes * (1 - job.memory_reserve)
+        self.experts = SpreadExperts(model, job, self.table, self.links, profile.expert_loads)
+        self._room = MeasuredMemory(model, job, self.experts)
         self._slowdowns = sharing_curves(profile)
         self._splits: dict[tuple[object, ...], Stages | None] = {}
         self._mapped: dict[tuple[ParallelConfig, Stages | None], Prepared | None] = {}
@@ -97,8 +89,14 @@ class MeasuredCosts:
         return (
             ConfigRule("oom-profiled", SENTENCES["oom-profiled"], asks(self._ran_out)),
             ConfigRule("not-profiled", SENTENCES["not-profiled"], asks(self._unknown)),
-            ConfigRule("not-profiled", SENTENCES["not-profiled"], _other_experts),
+            ConfigRule("not-profiled", SENTENCES["not-profiled"], self._other_experts),
         )
+
+    def _other_experts(self, c: Any, m: ModelSpec, j: JobSpec) -> Any:
+        """Experts are profiled split as their layer's attention is, and whole by themselves."""
+        del j
+        spread = (c.ep != 1) & ((c.tp != 1) | (not self.experts.are_profiled))
+        return (c.etp != (c.tp if m.num_moe_layers else 1)) | spread
 
     def _ran_out(self, tp: int, micro_batch: int) -> bool:
         return any(self.table.ran_out(k, tp, micro_batch) for k in set(self.model.blocks))
@@ -116,10 +114,13 @@ class MeasuredCosts:
             recompute=config.recompute,
             schedule=config.schedule,
             etp=config.tp if self.model.num_moe_layers else 1,
+            ep=config.ep,
         )
-        known = Placement(stages=placement.stages)
+        # Where experts sit is in the loads of the profile.
+        placed = placement.experts if self.profile.expert_loads else ()
+        known = Placement(stages=placement.stages, experts=placed)
         if self.hosts:
-            known = replace(placement, recompute=(), experts=(), table=())
+            known = replace(placement, recompute=(), experts=placed, table=())
         return (
             config == plain
             and config.recompute in RECOMPUTES
@@ -127,6 +128,7 @@ class MeasuredCosts:
             and placement == known
             and all(end > first for first, end in placement.stages)
             and not self._unknown(config.tp, config.micro_batch)
+            and self.experts.reaches(config)
         )
 
     def screen(self, layouts: Layouts, cut_s: float) -> Screened:
@@ -154,12 +156,13 @@ class MeasuredCosts:
         kinds = {
             k: self.table.cost(k, config.tp, config.micro_batch) for k in set(self.model.blocks)
         }
-        chain = []
+        chain: list[BlockCost] = []
+        layers = count()
         for kind in self.model.blocks:
             cost = kinds[kind]
             if cost is None:
                 raise ValueError(f"no profile entry for {kind} at tp {config.tp}")
-            chain.append(cost)
+            chain.append(self.experts.cost(config, cost, next(layers)) if kind == "moe" else cost)
         return chain
 
     def prepare(self, config: ParallelConfig, stages: Stages | None = None) -> Prepared | None:
@@ -199,7 +202,7 @@ class MeasuredCosts:
     def _talk_back(self, config: ParallelConfig, run: list[tuple[int, BlockCost]]) -> float:
         """Seconds of a micro-batch's backward in collectives, with those of what is run again."""
         again = config.recompute == "full"
-        extra = [c.forward_collective_s * (again and _is_layer(self.model, k)) for k, c in run]
+        extra = [c.forward_collective_s * (again and is_layer(self.model, k)) for k, c in run]
         return sum(c.backward_collective_s for _, c in run) + sum(extra)
 
     def _times(self, config: ParallelConfig, chain: list[BlockCost]) -> list[float]:
@@ -222,7 +225,8 @@ class MeasuredCosts:
             stages = self._split(config, chain, scale)
         if stages is None:
             return None
-        program, measured_share = self._program(config, chain, stages, nodes)
+        exchange = self.experts.of_stages(config, stages, self.hosts, nodes)
+        program, measured_share = self._program(config, chain, stages, nodes, exchange)
         sharing = sharing_of(self._slowdowns, config, self.node, nodes)
         runs = [[(k, chain[k]) for k in range(first, end)] for first, end in stages]
         ranks, devices = named(nodes, self.node.devices_per_node) if nodes else ((), ())
@@ -231,81 +235,38 @@ class MeasuredCosts:
             placement=Placement(stages=stages, ranks=ranks, devices=devices),
             program=program,
             sharing=sharing,
-            forward_collective_s=tuple(sum(c.forward_collective_s for _, c in run) for run in runs),
-            backward_collective_s=tuple(self._talk_back(config, run) for run in runs),
-            memory=self._memory(config, chain, stages),
+            forward_collective_s=tuple(
+                sum(c.forward_collective_s for _, c in run) + away
+                for run, (away, _) in zip(runs, exchange, strict=True)
+            ),
+            backward_collective_s=tuple(
+                self._talk_back(config, run) + away
+                for run, (_, away) in zip(runs, exchange, strict=True)
+            ),
+            memory=self._room.stages(config, chain, stages),
             bound_s=lower_bound(program, sharing),
             measured_share=measured_share,
         )
 
-    def least_peak(self, config: ParallelConfig) -> int:
-        """Peak bytes of the fullest rank when the layers are split for memory alone."""
-        chain = self.chain(config)
-        per_param = OPTIMIZER_BYTES[self.job.precision] + WEIGHT_BYTES[self.job.precision]
-        per_param += GRAD_BYTES[self.job.precision]
-        blocks = self._blocks(config, chain)
-        held = [b.num_params * per_param + b.kept_bytes for b in blocks]
-        stages = partition(np.array(held, dtype=float), config.pp).value
-        if stages is None:
-            raise ValueError(f"{config.pp} stages for {len(chain)} blocks")
-        return max(m.total_bytes for m in self._memory(config, chain, stages))
-
     def _split(
         self, config: ParallelConfig, chain: list[BlockCost], scale: tuple[float, ...]
     ) -> Stages | None:
-        flights = self._in_flight(config)
+        flights = self._room.flights(config)
         # The schedule matters to the split only through its micro-batches in flight.
         key = (replace(config, schedule="1f1b"), flights, scale)
         if key not in self._splits:
             times = self._times(config, chain)
-            blocks = self._blocks(config, chain)
-            room = [self.capacity_bytes - self._buffers(config, s) for s in range(config.pp)]
-            caps = memory_caps(self.job, blocks, flights, room)
+            caps = self._room.caps(config, chain, self.capacity_bytes)
             self._splits[key] = partition(np.array(times), config.pp, caps, scale).value
         return self._splits[key]
 
-    def _in_flight(self, config: ParallelConfig) -> Flights:
-        return in_flight(config.schedule, config.pp, config.num_microbatches(self.job))
-
-    def _params(self, config: ParallelConfig, block: int) -> int:
-        own_head = not self.model.tie_embeddings or config.pp > 1
-        return local_params(self.model, self.model.blocks[block], config.tp, own_head=own_head)
+    def least_peak(self, config: ParallelConfig) -> int:
+        """Peak bytes of the fullest rank when the layers are split for memory alone."""
+        return self._room.least_peak(config, self.chain(config))
 
     def _backward(self, config: ParallelConfig, block: int, cost: BlockCost) -> float:
-        again = config.recompute == "full" and _is_layer(self.model, block)
+        again = config.recompute == "full" and is_layer(self.model, block)
         return cost.backward_s + (cost.forward_s if again else 0.0)
-
-    def _kept(self, config: ParallelConfig, block: int, cost: BlockCost) -> float:
-        if config.recompute == "full" and _is_layer(self.model, block):
-            return boundary_bytes(self.model, self.job, config.tp, config.micro_batch)
-        return cost.saved_bytes
-
-    def _blocks(self, config: ParallelConfig, chain: list[BlockCost]) -> list[BlockMemory]:
-        kept = [self._kept(config, k, c) for k, c in enumerate(chain)]
-        return [
-            BlockMemory(
-                num_params=self._params(config, k),
-                kept_bytes=kept[k],
-                workspace_bytes=max(0.0, c.peak_bytes - kept[k]),
-            )
-            for k, c in enumerate(chain)
-        ]
-
-    def _buffers(self, config: ParallelConfig, stage: int) -> float:
-        """Receive buffers: one per micro-batch from each neighbour."""
-        neighbours = (stage > 0) + (stage < config.pp - 1)
-        boundary = boundary_bytes(self.model, self.job, config.tp, config.micro_batch)
-        return float(neighbours * config.num_microbatches(self.job) * boundary)
-
-    def _memory(
-        self, config: ParallelConfig, chain: list[BlockCost], stages: Stages
-    ) -> tuple[StageMemory, ...]:
-        blocks = self._blocks(config, chain)
-        flights = self._in_flight(config)
-        return tuple(
-            stage_memory(self.job, blocks[first:end], flights[s], self._buffers(config, s))
-            for s, (first, end) in enumerate(stages)
-        )
 
     def _program(
         self,
@@ -313,6 +274,7 @@ class MeasuredCosts:
         chain: list[BlockCost],
         stages: Stages,
         nodes: Nodes | None,
+        exchange: list[tuple[float, float]],
     ) -> tuple[Program, float]:
         """Durations, and the share of the busy time that was measured."""
         m = config.num_microbatches(self.job)
@@ -333,8 +295,12 @@ class MeasuredCosts:
         program = Program(
             schedule=config.schedule,
             num_microbatches=m,
-            forward_s=tuple(a + f for a, f in zip(ahead, forward, strict=True)),
-            input_s=tuple(a + b for a, b in zip(behind, backward, strict=True)),
+            forward_s=tuple(
+                a + f + x for a, f, (x, _) in zip(ahead, forward, exchange, strict=True)
+            ),
+            input_s=tuple(
+                a + b + x for a, b, (_, x) in zip(behind, backward, exchange, strict=True)
+            ),
             weight_s=(0.0,) * config.pp,
             send_forward_s=net.send_forward_s,
             send_backward_s=net.send_backward_s,
@@ -344,6 +310,7 @@ class MeasuredCosts:
         )
         sends = zip(net.send_forward_s, net.send_source, strict=True)
         pieces = [*net.sync, *((2 * m * seconds, source) for seconds, source in sends)]
+        pieces += [(m * sum(each), self.experts.source) for each in exchange]
         for k, c in enumerate(chain):
             busy = m * (c.forward_s + self._backward(config, k, c))
             busy += c.optimizer_s + copied * c.bucket_s
@@ -355,15 +322,10 @@ class MeasuredCosts:
     def _network(self, config: ParallelConfig, stages: Stages, nodes: Nodes | None) -> Network:
         """What the layout's ranks wait for each other's data, where they sit."""
         boundary = boundary_bytes(self.model, self.job, config.tp, config.micro_batch)
-        grads = tuple(
-            sum(self._params(config, k) for k in range(first, end))
-            * float(GRAD_BYTES[self.job.precision])
-            for first, end in stages
-        )
+        sync = self._reductions(config, stages, nodes)
         if self.hosts is not None and nodes is not None:
-            return self.hosts.network(config, nodes, boundary, grads)
+            return self.hosts.network(config, nodes, boundary, sync)
         sends = [self._send(config, s, boundary) for s in range(config.pp)]
-        replicas = group_of(config.dp_replicate, config.tp, self.node.devices_per_node)
         return Network(
             slowdown=(1.0,) * config.pp,
             tensor=(1.0,) * config.pp,
@@ -371,8 +333,32 @@ class MeasuredCosts:
             send_forward_s=tuple(seconds for seconds, _ in sends),
             send_backward_s=(0.0, *(seconds for seconds, _ in sends[:-1])),
             send_source=tuple(source for _, source in sends),
-            sync=tuple(self.links.collective("all_reduce", held, replicas) for held in grads),
+            sync=sync,
         )
+
+    def _reductions(
+        self, config: ParallelConfig, stages: Stages, nodes: Nodes | None
+    ) -> tuple[tuple[float, Source], ...]:
+        """Seconds per stage of all all-reduces of gradients, one after the other."""
+        per_node, edp = self.node.devices_per_node, config.edp
+        groups: dict[GradPart, tuple[str, Group]] = {
+            "dense": ("dp", group_of(config.dp_replicate, config.tp, per_node)),
+            "experts": ("edp", group_of(edp, config.ep * config.etp, per_node)),
+            "replicated": ("ep", group_of(config.ep, config.etp, per_node)),
+        }
+        total, sources = [0.0] * config.pp, list[Source](["analytic"]) * config.pp
+        for part, (axis, group) in groups.items():
+            held = self._room.grads(config, stages, part)
+            if not any(held):
+                continue
+            if self.hosts is not None and nodes is not None:
+                found = self.hosts.all_reduce(config, nodes, axis, held)
+            else:
+                found = tuple(self.links.collective("all_reduce", each, group) for each in held)
+            for s, (seconds, source) in enumerate(found):
+                total[s] += seconds
+                sources[s] = source if part == "dense" else sources[s]
+        return tuple(zip(total, sources, strict=True))
 
     def _executor(self, slow: tuple[float, ...]) -> tuple[list[float], list[float]]:
         """The executor's own time in a forward of each stage, and in a backward: that of the stages
@@ -393,7 +379,3 @@ class MeasuredCosts:
             rank // per_node == (rank + stride) // per_node for rank in ranks
         )
         return self.links.p2p(num_bytes, same_node=same_node)
-
-
-def _is_layer(model: ModelSpec, block: int) -> bool:
-    return 0 < block <= model.num_layers

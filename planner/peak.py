@@ -68,7 +68,6 @@ class Sizes:
     shared_ffn: Num = 0
     first_dense: Num = 0
     moe_every: Num = 1
-    imbalance: Num = 1  # tokens at the fullest expert rank over the mean
     mtp: Num = 0  # layers that predict further tokens, on the last rank, each with logits
 
 
@@ -86,6 +85,8 @@ class Degrees:
     tp: Num = 1
     ep: Num = 1
     etp: Num = 1
+    imbalance: Num = 1  # choices at the expert rank with most over the mean
+    expert_copies: Num = 1  # slots for experts over experts
     micro_batch: Num = 1
     num_microbatches: Num = 1
     recompute: Num = NONE
@@ -252,8 +253,8 @@ def _layer(z: Sizes, g: Degrees, r: Recipe, tokens: Num, sp: Array) -> _Layer:
     if not np.any(z.num_experts):
         return _Layer(dense, 0.0, 0.0, tokens * kept_dense, 0.0, workspace + gathered)
 
-    routed = tokens * z.topk * z.imbalance * g.etp / sp
-    local = z.num_experts / np.multiply(g.ep, g.etp)
+    routed = tokens * z.topk * g.imbalance * g.etp / sp
+    local = z.num_experts * g.expert_copies / np.multiply(g.ep, g.etp)
     expert = routed * (b * r.expert_copies * h + ffn * tp * z.expert_ffn / g.etp)
     shared = tokens * (kept + ffn * z.shared_ffn + 4.0 * z.num_experts / sp)
     moving = b * h * np.maximum(2 * routed, (gates - 1) * z.expert_ffn * local)

@@ -137,9 +137,10 @@ class Hosts:
         return tuple(device // self.per_node for device in order)
 
     def network(
-        self, config: ParallelConfig, nodes: Nodes, boundary: float, grads: tuple[float, ...]
-    ) -> Network:
-        """With messages of `boundary` bytes, and `grads` bytes to reduce per pipeline rank."""
+        self, config: ParallelConfig, nodes: Nodes, boundary: float,
+        sync: tuple[tuple[float, Source], ...],
+    ) -> Network:  # fmt: skip
+        """With messages of `boundary` bytes, and what the reductions of each pipeline rank take."""
         forward, backward = self.sends(config, nodes, boundary)
         return Network(
             slowdown=self.of_stage(config, nodes),
@@ -148,7 +149,7 @@ class Hosts:
             send_forward_s=forward,
             send_backward_s=backward,
             send_source=_MEASURED * config.pp,
-            sync=self.all_reduce(config, nodes, "dp", grads),
+            sync=sync,
         )
 
     def of_stage(self, config: ParallelConfig, nodes: Nodes) -> tuple[float, ...]:
@@ -232,6 +233,27 @@ class Hosts:
             else:
                 found.append((seconds, "measured"))
         return tuple(found)
+
+    def exchange(self, on: Ints, shares: Floats) -> tuple[float, Floats]:
+        """(latency in s, seconds per byte that a rank sends in each layer) of an all-to-all of the
+        groups `on` [groups, ranks] at once, of which `shares` [layers, ranks] goes to each rank."""
+        n, size = len(self.links.hosts), on.shape[1]
+        a, b = np.nonzero(~np.eye(size, dtype=np.bool_))
+        flat = (on[:, a] * n + on[:, b]).reshape(-1)
+        latency_s = float(self.links.latency_s[on[:, a], on[:, b]].max())
+        byte_s = np.empty(len(shares))
+        for layer, share in enumerate(shares):
+            weights = np.tile(share[b], len(on))
+            sent = np.bincount(flat, weights, n * n).reshape(n, n)
+            apart = sent * ~np.eye(n, dtype=np.bool_)
+            byte_s[layer] = max(
+                (apart / self.links.bytes_per_s).max(),
+                (apart.sum(axis=1) / self.links.out_bytes_per_s).max(),
+                (apart.sum(axis=0) / self.links.in_bytes_per_s).max(),
+                # Messages within a host go beside each other, as its curve of single ones says.
+                float((share.max() / np.diag(self.links.bytes_per_s)[on]).max()),
+            )
+        return latency_s, byte_s
 
     def tensor_factor(
         self, config: ParallelConfig, nodes: Nodes, num_bytes: float

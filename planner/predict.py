@@ -20,6 +20,7 @@ from planner.config import ParallelConfig, Placement
 from planner.layouts import CP_METHODS, OFFLOADS, RECOMPUTES, SCHEDULES, Layouts
 from planner.peak import Degrees, Peaks, Recipe, Sizes, stage_peaks
 from planner.plan import TERMS
+from planner.routed import EVEN, Routed
 from planner.schedules import stage_owner
 from planner.simulate import simulate
 from planner.timing.inputs import machine_of, shape_of
@@ -260,12 +261,15 @@ def degrees_of(run: Run) -> Degrees:
     )
 
 
-def memory_degrees(layouts: Layouts, num_microbatches: np.ndarray, sequence: float) -> Degrees:
+def memory_degrees(
+    layouts: Layouts, num_microbatches: np.ndarray, sequence: float, routed: Routed = EVEN
+) -> Degrees:
     """Layouts as the memory model sees them."""
     return Degrees(
         pp=layouts.pp, vpp=layouts.vpp, dp_replicate=layouts.dp_replicate,
         dp_shard=layouts.dp_shard, zero=layouts.zero, cp=layouts.cp, tp=layouts.tp,
         ep=layouts.ep, etp=layouts.etp,
+        imbalance=routed.kept(layouts.ep), expert_copies=routed.copies(layouts.ep),
         micro_batch=layouts.micro_batch.astype(np.float64),  # tokens exceed 32 bits
         recompute=layouts.recompute, schedule=layouts.schedule,
         num_microbatches=num_microbatches, sequence_parallel=sequence, offload=layouts.offload,

@@ -11,13 +11,11 @@ move takes, and all that move together must:
 
     (step_s now - step_s then) * steps until the next look > gain * move_s
 
-Where experts go is another's to say (`Place`); `by_load` balances load alone: copies for the
-hottest experts by count / copies (as in DeepSeek's EPLB), then the largest first to the emptiest
-rank (Graham 1969, LPT). Ranks that are alike trade their slots so that most experts stay where
-they are. Pure: equal counts and rates give equal places.
+Where experts go is another's to say (`Place`); `by_load` has `planner.expert_placement` level the
+load alone. Ranks that are alike trade their slots so that most experts stay where they are. Pure:
+equal counts and rates give equal places.
 """
 
-import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -31,13 +29,15 @@ from planner.expert_moves import (
     MoveRates,
     Transfer,
     expert_transfers,
+    keeps_sizes,
     placed_experts,
     state_bytes,
 )
+from planner.expert_placement import Ranks, Rates, parts_of, place
 from planner.pipeline import owners_of
 from profiler.codec import replace
 from profiler.model import ModelSpec
-from profiler.routing.trace import Counts
+from profiler.routing.trace import Counts, RoutingCounts
 from solvers.matching import spread_evenly
 
 Floats = NDArray[np.float64]
@@ -118,7 +118,10 @@ def decide(
         return look.choice_s * fullest(counts, experts)
 
     old = placed_experts(model, config, placement)
-    wished = place(look.counts, old)
+    wished = tuple(
+        new if keeps_sizes(config, before, new) else before
+        for before, new in zip(old, place(look.counts, old), strict=True)
+    )
     groups = config.edp * max(1, look.num_steps)
     now, then = ((price or level)(look.counts, each) / groups for each in (old, wished))
     nodes = node_of_rank or (0,) * config.num_devices
@@ -160,63 +163,48 @@ def _step_s(layer_s: Floats, stages: NDArray[np.int64]) -> float:
     return float(np.bincount(stages, weights=layer_s).max(initial=0.0))
 
 
-def loads(counts: NDArray[np.generic], slots: ExpertSlots) -> Floats:
-    """[ranks]: what each rank takes of `counts` [experts] of a layer."""
-    shares = slots.shares or tuple((1.0,) * len(rank) for rank in slots.slots)
-    total = np.zeros(len(counts))
-    for experts, own in zip(slots.slots, shares, strict=True):
-        total[list(experts)] += own
-    return np.array(
-        [
-            sum(counts[e] * share / total[e] for e, share in zip(experts, own, strict=True))
-            for experts, own in zip(slots.slots, shares, strict=True)
-        ],
-        np.float64,
-    )
-
-
 def fullest(counts: Counts, experts: Experts) -> Floats:
     """[layers]: the largest load of a rank."""
-    return np.array(
-        [loads(row, slots).max() for row, slots in zip(counts, experts, strict=True)], np.float64
-    )
+    num = counts.shape[1]
+    loads = [row @ parts_of(slots, num) for row, slots in zip(counts, experts, strict=True)]
+    return np.array([load.max() for load in loads], np.float64)
 
 
 def by_load(counts: Counts, current: Experts) -> Experts:
-    """`Place` by load alone, on ranks that are all alike; a layer that it does not better stays."""
-    found = []
-    for row, old in zip(counts, current, strict=True):
-        new = _spread(row, [len(rank) for rank in old.slots])
-        better = new is not None and loads(row, new).max() < loads(row, old).max()
-        found.append(keep_in_place(old, new) if new is not None and better else old)
-    return tuple(found)
+    """`Place` by load alone, on ranks that are all alike; a layer that it does not better stays.
+
+    Each rank has as many slots as the ranks have now on average.
+    """
+    num_ranks, num_experts = len(current[0].slots), counts.shape[1]
+    held = max(sum(map(len, layer.slots)) for layer in current)
+    ranks = Ranks(
+        num_ranks=num_ranks, ranks_per_node=num_ranks,
+        slots_per_rank=max(-(-num_experts // num_ranks), held // num_ranks),
+        rates=Rates(compute_s=1.0, intra_s=0.0, inter_s=0.0),
+    )  # fmt: skip
+    routing = RoutingCounts(windows=counts[None])
+    found = place(routing, ranks, held_out=0, compare=False).layers
+    better = fullest(counts, found) < fullest(counts, current)
+    return tuple(
+        keep_in_place(old, _once(new)) if yes else old
+        for old, new, yes in zip(current, found, better, strict=True)
+    )
 
 
-def _spread(counts: NDArray[np.int64], sizes: list[int]) -> ExpertSlots | None:
-    """Largest first to the emptiest rank with a free slot; None where a copy finds none left."""
-    copies = np.ones(len(counts), np.int64)
-    hottest = [(-float(count), expert) for expert, count in enumerate(counts)]
-    heapq.heapify(hottest)
-    for _ in range(sum(sizes) - len(counts)):
-        while copies[hottest[0][1]] == len(sizes):  # a copy on every rank is the most there can be
-            heapq.heappop(hottest)
-            if not hottest:
-                return None
-        expert = hottest[0][1]
-        copies[expert] += 1
-        heapq.heapreplace(hottest, (-counts[expert] / copies[expert], expert))
-    each = counts / copies
-    ranks: list[list[int]] = [[] for _ in sizes]
-    load = [0.0] * len(sizes)
-    every: list[int] = np.repeat(np.arange(len(counts)), copies).tolist()
-    for expert in sorted(every, key=lambda e: (-each[e], e)):
-        free = [r for r, own in enumerate(ranks) if len(own) < sizes[r] and expert not in own]
-        if not free:
-            return None
-        rank = min(free, key=lambda r: (load[r], r))
-        ranks[rank].append(expert)
-        load[rank] += each[expert]
-    return ExpertSlots(slots=tuple(tuple(sorted(own)) for own in ranks))
+def _once(layer: ExpertSlots) -> ExpertSlots:
+    """With an expert once at most on each rank; it takes there what its slots took."""
+    if all(len(set(own)) == len(own) for own in layer.slots):
+        return layer
+    shares = layer.shares or tuple((1.0,) * len(own) for own in layer.slots)
+    merged: list[dict[int, float]] = []
+    for experts, own in zip(layer.slots, shares, strict=True):
+        merged.append({})
+        for expert, share in zip(experts, own, strict=True):
+            merged[-1][expert] = merged[-1].get(expert, 0.0) + share
+    return ExpertSlots(
+        slots=tuple(tuple(rank) for rank in merged),
+        shares=tuple(tuple(rank.values()) for rank in merged),
+    )
 
 
 def keep_in_place(

@@ -20,9 +20,11 @@ from profiler.errors import UserError
 from profiler.job import JobSpec, Precision
 from profiler.model import BlockKind, ModelSpec, NotNegative, Positive
 
-FORMAT_VERSION = "1.2"
+FORMAT_VERSION = "1.3"
 Source = Literal["measured", "interpolated", "analytic"]
-TransferOp = Literal["p2p", "all_reduce", "all_gather", "reduce_scatter"]
+TransferOp = Literal["p2p", "all_reduce", "all_gather", "reduce_scatter", "all_to_all"]
+ProfiledBlock = BlockKind | Literal["experts"]
+"""A block of the model, or all experts of a layer alone, each with equally many of the choices."""
 Scope = Literal["node", "cluster"]
 """node: all ranks in one node. cluster: each rank in a node of its own."""
 Seconds = Annotated[float, Ge(0)]
@@ -48,7 +50,7 @@ class BlockEntry:
     of the group alone on its host. An entry with status `oom` has no times.
     """
 
-    block: BlockKind
+    block: ProfiledBlock
     tp: Positive
     micro_batch: Positive
     """Sequences."""
@@ -129,6 +131,22 @@ class HostLinks:
 
 
 @record
+class ExpertLoad:
+    """What the routing that was recorded leaves to the fullest of `ep` ranks, experts placed by it.
+    Choices over those of the mean rank, as the placed tokens had them."""
+
+    ep: Positive
+    slots_per_rank: Positive
+    """Experts that a rank holds, replicas included."""
+    imbalance: Annotated[float, Ge(1)]
+    """Of the fullest rank of each layer, mean over layers."""
+    held_imbalance: Annotated[float, Ge(1)]
+    """Of the rank with most over all layers together."""
+    shares: tuple[tuple[Annotated[float, Ge(0)], ...], ...] = ()
+    """Per MoE layer, what part of its choices goes to each rank; empty: not kept."""
+
+
+@record
 class Environment:
     """Where and with what the figures were taken; empty strings in an analytic profile."""
 
@@ -194,6 +212,8 @@ class Profile:
     """Per node group of a cluster of several; empty: `constants` for the only one."""
     links: HostLinks | None = None
     """Between each two hosts, where that was measured; else all are as the transfers say."""
+    expert_loads: tuple[ExpertLoad, ...] = ()
+    """By ep, where routing was recorded; else all experts get equally many tokens."""
 
     def __post_init__(self) -> None:
         if self.links and len(self.links.hosts) != sum(g.num_nodes for g in self.cluster.groups):

@@ -17,6 +17,8 @@ class SolveResult(Generic[T]):
     value: T | None = None
     objective: float | None = None
     bound: float | None = None
+    method: str = ""
+    """Which of several algorithms found it; empty: there is one."""
 
     @property
     def gap(self) -> float | None:

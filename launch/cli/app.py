@@ -17,12 +17,14 @@ import typer
 
 from launch.cli import (
     diff,
+    experts,
     export,
     launch,
     list_,
     map_,
     plan,
     profile,
+    schema,
     show,
     validate,
     verify,
@@ -72,8 +74,10 @@ app.command("launch")(launch.run)
 app.command("verify")(verify.run)
 app.command("validate")(validate.run)
 app.command("map")(map_.run)
+app.add_typer(experts.app, name="experts")
 app.command("export")(export.run)
 app.command("list")(list_.run)
+app.command("schema")(schema.run)
 
 
 def main() -> None:

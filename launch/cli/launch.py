@@ -59,6 +59,9 @@ def run(
     trace: Annotated[
         bool, typer.Option("--trace/--no-trace", help="Write a Chrome trace.")
     ] = False,
+    record_routing: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of tokens to record experts of.")
+    ] = 0.0,
     runs: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be started.")
@@ -141,6 +144,7 @@ def run(
         "resume": str(resume.absolute()) if resume else "",
         "max_restarts": max_restarts,
         "trace": trace,
+        "record_routing": record_routing,
     }
     how = _recipe(ctx, recipe, flags)
     if dry_run or prepare:
@@ -220,6 +224,8 @@ def _launch(
         typer.echo(encode(observed), nl=False)
         return
     shown = run_dir.relative_to(Path.cwd()) if run_dir.is_relative_to(Path.cwd()) else run_dir
+    if how.record_routing:
+        say(f"\nTo see where tokens went:\n    meshwright experts show {shown}/routing.npz")
     losses = observed.losses
     if losses:
         say(f"\nLoss {losses[0]:.3f} -> {losses[-1]:.3f} in {len(losses)} steps")

@@ -8,14 +8,17 @@ import typer
 from launch.cli import replan
 from launch.cli.exit import Exit
 from launch.cli.options import Json, OptionalModel, default_precision, search_options
+from launch.cli.routed import given_loads, read_routing, routed_plan
 from launch.cli.terminal import bold, note, say
 from profiler.errors import UserError
 
 if TYPE_CHECKING:
-    from planner.plan import Plan
+    from planner.plan import Plan, SearchOptions
     from profiler.cluster import ClusterSpec
     from profiler.job import JobSpec
+    from profiler.model import ModelSpec
     from profiler.profile import Profile
+    from profiler.routing.trace import Routing
 
 _WITH_FROM = {
     "lost": "--lost",
@@ -73,6 +76,16 @@ def run(
             show_default="none",
         ),
     ] = None,
+    routing: Annotated[
+        Path | None,
+        typer.Option(
+            help="Recorded routing: places the experts, and prices what that leaves uneven.",
+            show_default="level",
+        ),
+    ] = None,
+    redundant: Annotated[
+        int, typer.Option(min=0, max=10**5, help="With --routing: replicas of experts per layer.")
+    ] = 0,
     top: Annotated[int, typer.Option(min=0, max=1000, help="Alternatives to keep.")] = 5,
     out: Annotated[Path, typer.Option("-o", "--out", help="Where to save.")] = Path("plan.json"),
     from_: replan.From = None,
@@ -90,7 +103,6 @@ def run(
     """
     from launch.artifact import read_profile, write_atomic
     from planner.given import LayoutFile, plan_for
-    from planner.search import make_plan
     from profiler.analytic import analytic_profile
     from profiler.catalog import resolve_cluster, resolve_model
     from profiler.codec import decode, encode, read_text
@@ -120,9 +132,15 @@ def run(
             "`--software` has no say where there is a profile", hint="leave one of them out"
         )
     facts = measured or analytic_profile(spec, job, target, software)
+    if redundant and (routing is None or layout is not None):
+        raise UserError("`--redundant` goes with `--routing` and a search", hint="leave it out")
+    routed = read_routing(routing, spec, facts) if routing is not None else None
     if layout is None:
-        plans = {nic: make_plan(spec, job, on, options) for nic, on in by_nic.items()}
-        result = _best(plans) if plans else make_plan(spec, job, facts, options)
+        tried = by_nic or {"": facts}
+        plans = {
+            nic: _searched(spec, job, on, options, routed, redundant) for nic, on in tried.items()
+        }
+        result = _best(plans)
     elif pin or forbid or devices or objective != "step":
         raise UserError(
             "`--layout` leaves nothing to `--pin`, `--forbid`, `--objective` or `--devices`",
@@ -130,6 +148,8 @@ def run(
         )
     else:
         given_layout = decode(LayoutFile, read_text(layout), str(layout))
+        if routed is not None:
+            facts = given_loads(facts, routed, job, given_layout)
         result = plan_for(spec, job, facts, given_layout, str(layout))
     text = encode(result)
     write_atomic(out, text)
@@ -141,6 +161,18 @@ def run(
     if not as_json and _runnable(result):
         say(f"\nTo run it:\n    meshwright launch {out}")
     return Exit.OK
+
+
+def _searched(
+    spec: "ModelSpec", job: "JobSpec", facts: "Profile", options: "SearchOptions",
+    routed: "Routing | None", redundant: int,
+) -> "Plan":  # fmt: skip
+    """The best layout, experts placed by recorded routing where there is some."""
+    from planner.search import make_plan
+
+    if routed is None:
+        return make_plan(spec, job, facts, options)
+    return routed_plan(spec, job, facts, options, routed, redundant)
 
 
 def _typed(ctx: typer.Context) -> dict[str, Any]:

@@ -32,9 +32,9 @@ def run(
     columns = _group_columns(group)
     _check_files(runs, failed, columns)
     if plot:
-        from launch.published.scatter import check_plot
+        from launch.picture import check_picture
 
-        check_plot(plot)
+        check_picture(plot)
     from launch.cli.score_text import report
     from launch.published.runs import read_and_predict
     from planner.scoring import score

@@ -1,40 +1,21 @@
-"""Predicted against measured as a picture. Matplotlib is optional and imported here only."""
+"""Predicted against measured as a picture."""
 
-import contextlib
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launch.picture import check_picture, save_picture
 from launch.published.cells import brief
 from planner.scored import Scored
-from profiler.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SUFFIXES = (".png", ".svg", ".pdf")
 BAND = 0.2
 """Half width of the band around equality; 0.2 is +-20 %."""
 _MARKERS = "o^sDv"
 _GREY = 7
 """Its place among the colours; grey is for rows that are not trusted."""
-
-
-def check_plot(path: Path) -> None:
-    """Whether a picture could be drawn there; asked before the work, not after it."""
-    if path.suffix.lower() not in SUFFIXES:
-        raise UserError(
-            f"cannot draw `{path}`", hint=f"the name ends in one of {', '.join(SUFFIXES)}"
-        )
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise UserError(
-            "drawing needs matplotlib, which is not installed",
-            hint="pip install 'meshwright[plot]'",
-        ) from None
 
 
 def draw(rows: Sequence[Scored], path: Path, *, memory: bool = False) -> None:
@@ -44,7 +25,7 @@ def draw(rows: Sequence[Scored], path: Path, *, memory: bool = False) -> None:
     """
     from matplotlib.figure import Figure
 
-    check_plot(path)
+    check_picture(path)
     ran = sorted((r for r in rows if not r.failed), key=lambda r: (r.source, r.row_id, r.label))
     panels = [("step time, s", [(r, r.measured_step_s, r.predicted_step_s) for r in ran])]
     if memory:
@@ -65,7 +46,7 @@ def draw(rows: Sequence[Scored], path: Path, *, memory: bool = False) -> None:
     figure.legend(
         list(handles.values()), list(handles), loc="outside right upper", fontsize=8, frameon=False
     )
-    _save(figure, path)
+    save_picture(figure, path)
 
 
 def _panel(
@@ -103,28 +84,3 @@ def _panel(
     ax.set(title=f"{title}: {len(points):,} rows", xlabel="measured", ylabel="predicted")
     ax.grid(visible=True, which="major", color="0.9", linewidth=0.6)
     ax.set_axisbelow(True)
-
-
-def _save(figure: "object", path: Path) -> None:
-    """Beside the target, then renamed; without the date, so that same rows give same bytes."""
-    dated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, suffix=path.suffix.lower())
-        os.close(handle)
-        try:
-            metadata = dated.get(path.suffix.lower(), {"Software": None})
-            figure.savefig(name, dpi=150, metadata=metadata)  # type: ignore[attr-defined]
-            mask = os.umask(0)
-            os.umask(mask)
-            Path(name).chmod(0o666 & ~mask)
-            Path(name).replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                Path(name).unlink()
-            raise
-    except OSError as e:
-        reason = (e.strerror or str(e)).lower()
-        raise UserError(
-            f"cannot write the file: {reason}", place=str(path), kind="failed"
-        ) from None

@@ -49,10 +49,13 @@ class Moved:
 
 
 @torch.no_grad()
-def move_experts(trainer: Trainer, experts: Experts, node_of_rank: Sequence[int] | None = None) -> Moved:
+def move_experts(
+    trainer: Trainer, experts: Experts, node_of_rank: Sequence[int] | None = None
+) -> Moved:
     """Put the experts of every layer into other slots; collective: every rank calls it, alike.
 
-    `node_of_rank`: so that ranks fetch from their own node where they can; None: all are on one. Raises `UserError`, on all ranks, for a placement that cannot be.
+    `node_of_rank`: so that ranks fetch from their own node where they can; None: all are on one.
+    Raises `UserError`, on all ranks, for a placement that cannot be.
     """
     start = now()
     model, config, old = trainer.model, trainer.config, trainer.placement

@@ -12,6 +12,7 @@ group's outputs are parts of a sum.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -78,6 +79,10 @@ class ExpertPlace:
         return slots, ends
 
 
+Tap = Callable[[Tensor, Tensor | None], None]
+"""Is shown a forward's choices: ids [n, k], and which of them were kept (None: all)."""
+
+
 class Experts(nn.Module):
     """This rank's slots: gate and up [slots, width, h], down [slots, h, width]."""
 
@@ -115,6 +120,7 @@ class MoE(nn.Module):
         shared = model.shared_ffn_hidden_size
         self.shared = FeedForward(h, shared, again=again) if shared else None
         self.shared_gate = nn.Linear(h, 1, bias=False) if model.shared_gate else None
+        self.tap: Tap | None = None
 
     def move(self, place: ExpertPlace) -> None:
         """Hold the experts of `place` alone, with values still to be set."""
@@ -142,6 +148,8 @@ class MoE(nn.Module):
         tokens = x.reshape(-1, x.shape[-1])
         ids, weights = self.router(tokens)
         kept = kept_choices(ids, self.model)
+        if self.tap is not None:
+            self.tap(ids, kept)
         where = torch.arange(len(tokens), device=x.device).repeat_interleave(ids.shape[1])
         flat_ids, flat_weights = ids.flatten(), weights.flatten()
         if kept is not None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from launch.runtime.experts import ExpertPlace, MoE
+from launch.runtime.experts import ExpertPlace, Experts, MoE
 from launch.runtime.model import Layer, build_block
 from launch.runtime.pieces import INIT_STD, local_tensor
 from launch.runtime.record import Recorder
@@ -44,7 +44,8 @@ def block_setup(
     targets = _token_ids(case.micro_batch, inputs, device)
 
     def build() -> nn.Module:
-        block = build_block(kind, model)
+        rows = case.micro_batch * inputs.seq_len * model.num_experts_per_token
+        block = _EvenExperts(model, rows) if kind == "experts" else build_block(kind, model)
         if isinstance(block, Layer) and isinstance(block.ffn, MoE) and group is not None:
             block.ffn.move(_split_experts(model, group, waits.recorder))
         block = block.to(device)
@@ -53,7 +54,9 @@ def block_setup(
             for parameter in block.parameters():
                 if parameter.dim() > 1:  # norms stay at one
                     parameter.normal_(std=INIT_STD, generator=generator)
-        return block if mesh is None else shard_block(block, kind, mesh)
+        if mesh is None or kind == "experts":
+            return block
+        return shard_block(block, kind, mesh)
 
     def forward(block: nn.Module, x: Tensor) -> Tensor:
         y: Tensor = block(x)
@@ -73,12 +76,27 @@ def block_setup(
         wait=_wait,
         context=context,
         collective_s=waits.total_s,
-        chained=kind in ("dense", "moe"),
+        chained=kind in ("dense", "moe", "experts"),
         max_copies=min(NUM_COPIES, model.num_layers),
         device=device,
         agree=leader_decides(group, device) if group is not None else bool,
         reduce=mean_over(group, device) if group is not None else list,
     )
+
+
+class _EvenExperts(nn.Module):
+    """All experts of a layer, each with as many of `rows` choices as the others."""
+
+    def __init__(self, model: ModelSpec, rows: int) -> None:
+        super().__init__()
+        ids = tuple(range(model.num_experts))
+        self.experts = Experts(ids, model.hidden_size, model.expert_width, again=False)
+        self.counts = [rows // len(ids) + (k < rows % len(ids)) for k in ids]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[rows, h] -> [rows, h]."""
+        out: Tensor = self.experts(x, self.counts)
+        return out
 
 
 def _split_experts(model: ModelSpec, group: dist.ProcessGroup, recorder: Recorder) -> ExpertPlace:
@@ -127,7 +145,10 @@ def _input_maker(
     if case.block == "embed":
         ids = _token_ids(case.micro_batch, inputs, device)
         return ids.clone
-    shape = (case.micro_batch, inputs.seq_len // case.tp, inputs.model.hidden_size)
+    shape: tuple[int, ...] = (case.micro_batch, inputs.seq_len // case.tp, inputs.model.hidden_size)
+    if case.block == "experts":
+        rows = case.micro_batch * inputs.seq_len * inputs.model.num_experts_per_token
+        shape = (rows, inputs.model.hidden_size)
     hidden = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
     return lambda: hidden.clone().requires_grad_()
 

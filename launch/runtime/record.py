@@ -55,6 +55,8 @@ class Recorder:
         """`axis_of_group`: name of a process group -> axis; other groups go by their own name."""
         self._axis_of_group = axis_of_group or {}
         self._synchronise = torch.cuda.is_available()
+        self.doing: tuple[str, int, int] = ("", -1, -1)
+        """The action under way: op, stage, micro-batch."""
         self._on = False
         self._reset()
 
@@ -174,6 +176,7 @@ class Recorder:
     def action(self, op: str, stage: int, micro_batch: int) -> Iterator[None]:
         """One computed interval."""
         start = self.moment()
+        self.doing = (op, stage, micro_batch)
         yield
         if self._on:
             self._actions.append([op, stage, micro_batch, start, self.moment()])

@@ -30,6 +30,7 @@ from launch.checkpoints import checkpoint_root
 from launch.collect import OBSERVED_NAME, STATUS_NAME, collect
 from launch.framework.native import nodes_of
 from launch.recipe import FILE_NAME, Recipe, read_recipe
+from launch.routing_parts import save_joined
 from launch.runtime.checkpoint import Checkpoints
 from launch.runtime.data import TokenData
 from launch.runtime.huggingface import HfWeights
@@ -38,6 +39,7 @@ from launch.runtime.mesh import TIMEOUT, Mesh, build_mesh
 from launch.runtime.optimizer import lr_at, make_adamw, set_lr
 from launch.runtime.rebalance import Rebalancer
 from launch.runtime.record import Recorder
+from launch.runtime.routing_log import RoutingLog
 from launch.runtime.trainer import StepResult, Trainer
 from launch.scheduler.orphans import end_with_parent
 from planner.plan import FORMAT_VERSION, Plan, check_plan
@@ -210,6 +212,12 @@ class _Run:
         self.attempt = self.checkpoints.largest(max([own, *before]))
         self.first = self._start_state()
         self.rebalancer = self._rebalancer(_rows(path)) if recipe.rebalance_experts_every else None
+        self.routing: RoutingLog | None = None
+        if recipe.record_routing:
+            self.routing = RoutingLog(
+                self.trainer, plan.job, config, self.recorder, share=recipe.record_routing,
+                seed=recipe.seed, run_dir=run_dir, first_step=self.first,
+            )  # fmt: skip
         path.parent.mkdir(parents=True, exist_ok=True)
         self.log = _Log(path, self.first)
         self.startup_s: float | None = None
@@ -252,13 +260,18 @@ class _Run:
             self._one(step)
             self.checkpoints.poll()
             if every and ((step + 1) % every == 0 or step + 1 == total):
+                if self.routing is not None:  # a restart goes on from here
+                    self.routing.flush()
                 self.checkpoints.save(step + 1)
         self.checkpoints.wait()
         if not self.log.has_header:  # too few steps to trace memory
             self.log.header(_header(self.mesh, self.device, None, self.startup_s))
         self.log.close()
+        if self.routing is not None:
+            self.routing.flush()
         self.checkpoints.meet()
         if self.mesh.rank == 0 and not (self.run_dir / STATUS_NAME).exists():
+            save_joined(self.plan, self.run_dir, complete=True)
             observed = collect(self.plan, self.run_dir, "complete")  # no launcher will
             if observed is not None:
                 write_atomic(self.run_dir / OBSERVED_NAME, encode(observed))
@@ -269,6 +282,8 @@ class _Run:
         set_lr(self.trainer.optimizer, lr)
         moved = self.rebalancer.before(step) if self.rebalancer else {}
         results: list[StepResult] = []
+        if self.routing is not None:
+            self.routing.begin(step, self.device)
 
         def run() -> None:
             results.append(self.trainer.step(inputs, targets))
@@ -284,6 +299,8 @@ class _Run:
                 self.log.header(_header(self.mesh, self.device, memory, self.startup_s))
             else:
                 run()
+        if self.routing is not None:
+            self.routing.end()
         result = results[0]
         loss = None if result.loss is None else result.loss.item()
         settling = step < max(self.recipe.warmup, self.first + SETTLING_STEPS)

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 
 from planner.layouts import Layouts
+from planner.routed import EVEN, Routed
 from planner.timing.quantities import Array, Constants, Machine, Shape, Software, Split
 from profiler import profile
 from profiler.cluster import DeviceSpec, NodeGroup
@@ -54,8 +55,8 @@ def shape_of(model: ModelSpec, seq_len: int) -> Shape:
     )
 
 
-def split_of(layouts: Layouts, job: JobSpec) -> Split:
-    """Degrees of layouts, for a job's batch."""
+def split_of(layouts: Layouts, job: JobSpec, routed: Routed = EVEN) -> Split:
+    """Degrees of layouts, for a job's batch, and what routing leaves to the fullest ranks."""
 
     def floats(values: Array) -> Array:
         return values.astype(np.float64)
@@ -77,6 +78,8 @@ def split_of(layouts: Layouts, job: JobSpec) -> Split:
         recompute=layouts.recompute,
         schedule=layouts.schedule,
         offload=layouts.offload,
+        load=routed.load(layouts.ep),
+        expert_copies=routed.copies(layouts.ep),
     )
 
 

@@ -2,11 +2,12 @@
 
 A rank sees t = micro_batch * seq_len / cp tokens. Tensor parallelism shards heads, widths and
 vocabulary, and with sequence parallelism the tokens of norms and residuals (Korthikanti et al.
-2022). Experts: of a rank's t / tp tokens k copies each leave for the ranks of their experts
-(balanced load); an expert's group of etp ranks gathers its tokens. Backward runs each matrix
-product twice, for the input and for the weight. A layer cannot be faster than the host starts its
-kernels: `ops * host_op_s`, less what CUDA graphs replay. Where routing drops nothing, the host
-waits for the counts of tokens, and the device then waits for the host.
+2022). Experts: of a rank's t / tp tokens k copies each leave for the ranks of their experts, `load`
+times as many for the fullest rank as for the mean one; an expert's group of etp ranks gathers its
+tokens. Backward runs each matrix product twice, for the input and for the weight. A layer cannot be
+faster than the host starts its kernels: `ops * host_op_s`, less what CUDA graphs replay. Where
+routing drops nothing, the host waits for the counts of tokens, and the device then waits for the
+host.
 """
 
 import dataclasses
@@ -193,9 +194,10 @@ def _with_experts(
         return mixer
     h, x = shape.hidden, shape.expert_ffn / split.etp
     up = (1 + shape.gated) * x
-    sent = tokens / split.tp * shape.topk
+    # The others wait for the fullest rank at the exchange of every layer.
+    sent = tokens / split.tp * shape.topk * split.load
     routed = sent * split.etp
-    held = np.maximum(shape.experts / split.ep, 1.0)
+    held = np.maximum(shape.experts * split.expert_copies / split.ep, 1.0)
     each = np.maximum(routed / held, 1e-9)
     # A group of small products starves the device below peak / memory rate tokens each.
     starved = c.group_depth * (hw.peak / hw.memory_rate / 156.0)

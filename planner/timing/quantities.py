@@ -85,6 +85,10 @@ class Split:
     schedule: Num
     """Position in `planner.layouts.SCHEDULES`."""
     offload: Num
+    load: Num = 1.0
+    """Choices at the fullest rank of `ep` over the mean rank's."""
+    expert_copies: Num = 1.0
+    """Slots for experts over experts: above 1 with replicas."""
 
     @property
     def data_ranks(self) -> Num:

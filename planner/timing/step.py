@@ -84,7 +84,8 @@ def rank_params(shape: Shape, split: Split) -> Params:
     moe_share = 1 - dense_share
     shared = matrices * shape.shared_ffn + h * shape.experts
     layer = mixer + dense_share * matrices * shape.ffn + moe_share * shared
-    expert = moe_share * matrices * shape.expert_ffn * shape.experts / (split.ep * split.etp)
+    expert = moe_share * matrices * shape.expert_ffn * shape.experts
+    expert = expert * split.expert_copies / (split.ep * split.etp)
     ends = np.where((split.pp > 1) | (shape.tied > 0), 1.0, 2.0)
     table = shape.vocab * h * ends
     layers = shape.num_layers / split.pp
@@ -248,7 +249,9 @@ def _reduction_s(
     experts = split.expert_data_ranks
     reduced = collective_s(hw, c, sw.reduce_bytes * params.experts, experts, inner)
     back = np.where(zero, hw.element_bytes, sw.reduce_bytes) * params.experts
+    replicas = _replicas_s(split, hw, sw, c, params)
     once = scatter + across + gather + reduced + collective_s(hw, c, back, experts, inner)
+    once = once + replicas
     left = np.maximum(once - covered * b, c.least_reduction * once)
     weights = hw.element_bytes * params.dense
     own = hw.element_bytes * params.experts
@@ -260,7 +263,7 @@ def _reduction_s(
     m = split.num_microbatches
     # A stage's first layer forward, and its last one backward, find nothing to hide in.
     starts = m * split.vpp * 2 * fetch / layers
-    sharded = m * each + starts + across * (1 - 0.5 * np.minimum(covered, 1))
+    sharded = m * each + starts + (across + replicas) * (1 - 0.5 * np.minimum(covered, 1))
     # ZeRO-2 keeps a shard of the gradients alone: it scatters them after every micro-batch.
     often = scatter + reduced
     rest = once - often
@@ -272,6 +275,17 @@ def _reduction_s(
     exposed = np.where(full, sharded, np.where(second, scattered, left))
     total = np.where(full, 3 * m * fetch + across, np.where(second, m * often + rest, once))
     return np.where(data > 1, total, 0.0), np.where(data > 1, exposed, 0.0)
+
+
+def _replicas_s(split: Split, hw: Machine, sw: Software, c: Constants, params: Params) -> Num:
+    """All-reduce over `ep` of a buffer of all experts with several holders, as the reference
+    runtime sums their gradients; each spare slot is taken for an expert of its own."""
+    copies = split.expert_copies
+    if not np.any(np.asarray(copies) > 1):
+        return 0.0
+    replicated = params.experts * split.ep * (copies - 1) / copies
+    group = np.where(copies > 1, split.ep, 1.0)
+    return collective_s(hw, c, sw.reduce_bytes * replicated, group, split.etp, reduces=True)
 
 
 def _update_s(split: Split, hw: Machine, c: Constants, params: Params) -> Num:

@@ -19,6 +19,7 @@ from profiler.profile import (
     BlockEntry,
     Environment,
     ExecutorEntry,
+    ProfiledBlock,
     SharingEntry,
     TransferEntry,
     TransferOp,
@@ -29,6 +30,7 @@ P2P_SIZES = (1 << 10, 1 << 16, 1 << 20, 1 << 23)
 COLLECTIVE_SIZES = (1 << 12, 1 << 16, 1 << 20, 1 << 22, 1 << 24)
 """Bytes of the whole tensor of a collective."""
 COLLECTIVES: tuple[TransferOp, ...] = ("all_reduce", "all_gather", "reduce_scatter")
+"""Of every model; those with experts exchange tokens besides."""
 
 
 @record
@@ -56,7 +58,7 @@ NUM_PASSES = 3
 class BlockCase:
     """One block on the first `tp` ranks, in one of several passes over all blocks."""
 
-    block: BlockKind
+    block: ProfiledBlock
     tp: Positive
     micro_batch: Positive
     number: NotNegative = 0
@@ -170,7 +172,7 @@ def case_list(inputs: ProfileInputs) -> tuple[Case, ...]:
     memory runs out at the largest."""
     return (
         *_blocks(inputs, 0),
-        *_transfers(inputs.num_processes),
+        *_transfers(inputs),
         *_blocks(inputs, 1),
         *_sharing(inputs),
         *([ExecutorCase()] if inputs.num_processes > 1 else []),
@@ -180,16 +182,22 @@ def case_list(inputs: ProfileInputs) -> tuple[Case, ...]:
 
 def _blocks(inputs: ProfileInputs, number: int) -> Iterator[Case]:
     kinds: tuple[BlockKind, ...] = ("embed", *inputs.model.layer_kinds, "head")
+    sizes = sorted(set(inputs.micro_batches))
     for tp, kind in product(sorted(set(inputs.tp_degrees)), kinds):
-        for size in sorted(set(inputs.micro_batches)):
+        for size in sizes:
             yield BlockCase(block=kind, tp=tp, micro_batch=size, number=number)
+    if inputs.model.num_moe_layers:
+        for size in sizes:
+            yield BlockCase(block="experts", tp=1, micro_batch=size, number=number)
 
 
-def _transfers(world: int) -> Iterator[Case]:
+def _transfers(inputs: ProfileInputs) -> Iterator[Case]:
+    world = inputs.num_processes
+    exchange: tuple[TransferOp, ...] = ("all_to_all",) if inputs.model.num_moe_layers else ()
     pairs = [(a, b) for a in range(world) for b in range(world) if a != b]
     for pair in pairs:
         yield TransferCase(op="p2p", ranks=pair, sizes=P2P_SIZES)
-    for size, op in product(group_sizes(world), COLLECTIVES):
+    for size, op in product(group_sizes(world), COLLECTIVES + exchange):
         yield TransferCase(op=op, ranks=tuple(range(size)), sizes=COLLECTIVE_SIZES)
 
 

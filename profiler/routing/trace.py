@@ -57,6 +57,11 @@ class RoutingTrace:
         cut = self.num_tokens - round(self.num_tokens * held_out)
         return self._of(slice(None, cut)), self._of(slice(cut, None))
 
+    def since(self, step: int) -> "RoutingTrace":
+        """The tokens of `step` and later ones; all, where steps are not known."""
+        first = 0 if self.step is None else int(np.searchsorted(self.step, step))
+        return self._of(slice(first, None))
+
     def _of(self, part: slice) -> "RoutingTrace":
         step = None if self.step is None else self.step[part]
         return RoutingTrace(

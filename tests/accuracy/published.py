@@ -10,8 +10,9 @@ from pathlib import Path
 
 from launch.artifact import write_atomic
 from launch.cli.terminal import Progress, note
+from launch.picture import check_picture
 from launch.published.runs import read_and_predict
-from launch.published.scatter import check_plot, draw
+from launch.published.scatter import draw
 from planner.scoring import score
 from profiler.codec import decode, read_text
 from tests.accuracy.published_page import NO_FIT, Fit, Target, page, summary
@@ -54,7 +55,7 @@ def main(argv: list[str]) -> None:
         sys.exit("usage: python -m tests.accuracy.published CALIBRATION.csv FAILED.csv [FIT.json]")
     runs, failed, *rest = map(Path, argv)
     fit = decode(Fit, read_text(rest[0]), str(rest[0])) if rest else NO_FIT
-    check_plot(PICTURE)
+    check_picture(PICTURE)
     progress = Progress()
     rows, left_out, _ = read_and_predict(runs, GROUP, failed, progress)
     progress.close()

@@ -11,7 +11,7 @@ import pytest
 from profiler.codec import content_id
 
 ASK = ("plan", "-m", "llama3-8b", "-c", "h100-2x8", "--global-batch", 256, "--seq-len", 8192)
-COMMANDS = ("profile", "plan", "show", "diff", "launch", "verify", "list", "map")
+COMMANDS = ("profile", "plan", "show", "diff", "launch", "verify", "list", "map", "schema")
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from cases import DEEP, DROP, MOE, REPLICAS, small
@@ -20,7 +21,7 @@ from planner.config import ExpertSlots
 from planner.expert_moves import placed_experts
 from planner.given import LayoutFile, plan_for
 from planner.plan import Plan
-from planner.rebalance import by_load, loads
+from planner.rebalance import by_load, fullest
 from profiler.analytic import analytic_profile
 from profiler.catalog import resolve_cluster
 from profiler.codec import replace
@@ -133,9 +134,9 @@ def test_experts_follow_the_drift_and_the_curve_stays(name: str) -> None:
 
 def _hottest(places: tuple[ExpertSlots, ...], hot: tuple[int, ...]) -> float:
     """Of the preferred experts, those on the rank with most, mean over layers."""
-    counts = torch.zeros(8)
-    counts[list(hot)] = 1
-    return sum(loads(counts.numpy(), slots).max() for slots in places) / len(places)
+    counts = np.zeros((len(places), 8))
+    counts[:, list(hot)] = 1
+    return float(fullest(counts, places).mean())
 
 
 def test_where_nothing_pays_nothing_moves() -> None:

@@ -132,7 +132,12 @@ def test_experts_are_profiled_as_they_are_laid_out(tmp_path: Path) -> None:
         device=DEVICE, out=tmp_path / "profile.json", budget_s=1.0,
     )  # fmt: skip
     entries = {(b.block, b.tp): b for b in profile.blocks}
-    assert set(entries) == {(kind, 2) for kind in ("embed", "dense", "moe", "head")}
+    kinds = {(kind, 2) for kind in ("embed", "dense", "moe", "head")}
+    assert set(entries) == kinds | {("experts", 1)}
+    alone = entries["experts", 1]
+    assert alone.forward is not None
+    assert alone.forward.median_s > 0
+    assert "all_to_all" in {e.op for e in profile.transfers}
     split = entries["moe", 2]
     assert split.forward is not None
     assert split.forward.median_s > 0

@@ -175,7 +175,7 @@ def test_an_moe_layer_keeps_copies_of_its_tokens() -> None:
     attention = 8 * H + 8 * H + 4 * A
     layer = attention + 4 * 8 + 2 * 3 * 48 + 2 * (2 * H + 2 * 3 * 24)
     assert stage_peaks(of, Degrees(ep=4, dp_shard=4)).activations[0, 0] == S * layer
-    twice = stage_peaks(sizes(gated=1, imbalance=1.5, **one), Degrees()).activations[0, 0]
+    twice = stage_peaks(of, Degrees(imbalance=1.5)).activations[0, 0]
     assert twice - S * layer == S * 2 * (2 * H + 2 * 3 * 24) / 2
     assert stage_peaks(of, Degrees(tp=2)).activations[0, 0] == S * layer / 2
 
