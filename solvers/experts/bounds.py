@@ -1,0 +1,145 @@
+"""What no placement can go below, per layer: load from packing arguments, traffic from room.
+
+Load of the fullest rank, the largest of
+    mean            the load over the ranks;
+    over replicas   least L with  sum over experts of ceil(load / L)  <=  slots: an expert in c
+                    slots leaves load / c on one of them however it is split;
+    pigeonhole      (as many slots as experts) of the ranks * j + 1 hottest some rank holds j + 1,
+                    so at least the j + 1 coldest of these, and its other slots the coldest of all.
+Traffic "home": a token with d distinct experts visits d places less what it saves where several are
+in one, and c experts in one place save c - 1, not more than they have pairs. Of an expert's pairs
+those count at most that are with the m - 1 experts it is chosen with most, m slots in a place:
+    visits  >=  sum over tokens of d  -  1/2 sum over experts of its m - 1 largest co-activations
+and never fewer than ceil(d / m); replicas, drawn independently, change nothing of this. The busiest
+place has no less than the mean.
+Traffic "chained": copies from an expert that stay are at most those to the m experts that it sends
+most to; likewise from behind. What does not stay goes between ranks, all of them equally at best.
+Over measured links: 0. All this is loose where routing scatters.
+"""
+
+import numpy as np
+
+from solvers.experts.coactivation import coactivation
+from solvers.experts.problem import DROPPED, Floats, Ints, Problem
+from solvers.experts.score import pairs, scales
+from solvers.experts.traffic import home_s
+
+_MOST_PAIRED = 4
+"""Choices per token up to which pairs say something."""
+
+
+def load_bound(problem: Problem) -> Floats:
+    """[layers]: least possible load of the fullest rank."""
+    bound = problem.counts.sum(axis=1) / problem.num_ranks
+    bound = np.maximum(bound, _over_replicas(problem))
+    if problem.num_slots == problem.num_experts:
+        bound = np.maximum(bound, _pigeonhole(problem))
+    return np.asarray(bound)
+
+
+def time_bound(problem: Problem) -> float:
+    """Seconds below which no placement of all layers goes."""
+    traffic_s = np.zeros(problem.num_layers)
+    if len(problem.ids) and not problem.measured:
+        if problem.traffic == "home":
+            traffic_s = _home_bound(problem)
+        else:
+            traffic_s[:-1] = link_bounds(problem, "time")
+    return float((problem.compute_s * load_bound(problem) + traffic_s).sum())
+
+
+def hops_bound(problem: Problem) -> float:
+    """Hops below which no placement goes; with replicas or without tokens 0."""
+    if problem.num_slots > problem.num_experts or not len(problem.ids):
+        return 0.0
+    return float(link_bounds(problem, "hops").sum())
+
+
+def link_bounds(problem: Problem, objective: str) -> Floats:
+    """[layers - 1]: hops or seconds between layers that no chained placement goes below."""
+    none = np.zeros(problem.num_layers - 1)
+    if problem.num_slots > problem.num_experts or not len(problem.ids) or objective == "load":
+        return none
+    if objective == "hops":
+        return np.asarray(sum(_moving(problem)))
+    return none if problem.measured else _chained_bound(problem)
+
+
+def _home_bound(problem: Problem) -> Floats:
+    """[layers]: seconds of the fewest copies, spread evenly."""
+    least_s = np.zeros(problem.num_layers)
+    room, ranks, nodes = problem.slots_per_rank, problem.num_ranks, problem.num_nodes
+    for layer, scale in enumerate(scales(problem)):
+        chosen = np.sort(problem.ids[:, layer], axis=1)
+        fresh = np.diff(chosen, axis=1, prepend=DROPPED) != 0
+        distinct = (fresh & (chosen != DROPPED)).sum(axis=1)
+        both = np.full((1, 1), np.inf)
+        if problem.top_k <= _MOST_PAIRED:
+            both = np.sort(coactivation(problem, layer), axis=1)
+        by_node = _fewest(distinct, both, room * problem.ranks_per_node)
+        by_rank = _fewest(distinct, both, room)
+        if problem.copies == "choice":
+            by_rank = float((chosen != DROPPED).sum())
+        least_s[layer] = home_s(
+            problem,
+            np.full(nodes, scale * by_node / nodes),
+            np.full(ranks, scale * by_rank / ranks),
+        )
+    return least_s
+
+
+def _fewest(distinct: Ints, both: Floats, room: int) -> float:
+    """Visits of all tokens to places of `room` slots; `both` ascending in each row."""
+    saved = both[:, max(0, both.shape[1] - (room - 1)) :].sum() / 2 if room > 1 else 0.0
+    return max(float(np.ceil(distinct / room).sum()), float(distinct.sum() - saved))
+
+
+def _chained_bound(problem: Problem) -> Floats:
+    """[layers - 1]: seconds of the fewest copies that change rank or node, spread evenly."""
+    moving, crossing = _moving(problem)
+    ranks, per = problem.num_ranks, problem.ranks_per_node
+    if ranks == 1:
+        return 0 * moving
+    near = problem.intra_s / (ranks * (per - 1)) if per > 1 else np.inf
+    far = problem.inter_s / ranks if problem.num_nodes > 1 else np.inf
+    if np.isinf(near) or np.isinf(far):
+        return np.asarray(moving * min(near, far))
+    # All that moves goes either way at best so that both take equally long.
+    both = moving * (near * far / (near + far) if near + far else 0.0)
+    return np.asarray(np.maximum(both, crossing * far))
+
+
+def _moving(problem: Problem) -> tuple[Floats, Floats]:
+    """([layers - 1] copies that change rank, [layers - 1] that change node), at least."""
+    flows = pairs(problem)
+    found = []
+    for room in (problem.slots_per_rank, problem.slots_per_rank * problem.ranks_per_node):
+        stay = [
+            np.sort(flows, axis=axis).take(range(-room, 0), axis=axis).sum(axis=(1, 2))
+            for axis in (1, 2)
+        ]
+        found.append(np.maximum(0, flows.sum(axis=(1, 2)) - np.minimum(*stay)))
+    return found[0], found[1]
+
+
+def _over_replicas(problem: Problem) -> Floats:
+    """[layers]: least L with sum of ceil(load / L) <= slots."""
+    spare = problem.num_slots - problem.num_experts
+    # The least L is some load / c: as EPLB's rule finds it, giving each slot to the largest.
+    times = np.ones_like(problem.counts)
+    layer = np.arange(problem.num_layers)
+    for _ in range(spare):
+        times[layer, (problem.counts / times).argmax(axis=1)] += 1
+    return np.asarray((problem.counts / times).max(axis=1))
+
+
+def _pigeonhole(problem: Problem) -> Floats:
+    """[layers]: see the module's text."""
+    down = -np.sort(-problem.counts, axis=1)
+    room, ranks = problem.slots_per_rank, problem.num_ranks
+    best = np.zeros(problem.num_layers)
+    for j in range(room):
+        hot = down[:, ranks * j - j : ranks * j + 1] if j else down[:, :1]
+        cold = down[:, problem.num_experts - (room - 1 - j) :] if j < room - 1 else down[:, :0]
+        best = np.maximum(best, hot.sum(axis=1) + cold.sum(axis=1))
+    return best
