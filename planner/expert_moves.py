@@ -19,11 +19,9 @@ from dataclasses import dataclass
 from planner.config import ExpertSlots, ParallelConfig, Placement
 from planner.holdings import Box, Holdings, contiguous_slots
 from planner.moves import STATE_BYTES, sources_of, volume
-from planner.placed import inside_of
 from profiler.codec import replace
 from profiler.errors import UserError
 from profiler.model import ModelSpec
-from profiler.profile import Profile
 from profiler.tensors import tensors_of
 
 Experts = tuple[ExpertSlots, ...]
@@ -135,24 +133,6 @@ class MoveRates:
         inside = max(ranks.values(), default=0) / self.inside
         between = (size / self.between[node] for (node, _), size in nodes.items())
         return max(inside, max(between, default=0.0))
-
-
-def move_rates(profile: Profile) -> MoveRates:
-    """By the profile's measured links, else by its transfers and the cluster's NICs."""
-    cluster, inside = profile.cluster, min(g.intra.bytes_per_s for g in profile.cluster.groups)
-    nics = [g.nics_per_node * g.nic.bytes_per_s for g in cluster.groups for _ in range(g.num_nodes)]
-    if profile.links is not None:
-        links = profile.links
-        return MoveRates(
-            inside=min(row[i] for i, row in enumerate(links.bytes_per_s)),
-            between=tuple(map(min, links.out_bytes_per_s, links.in_bytes_per_s)),
-            source="measured links",
-        )
-    if profile.is_analytic or len(cluster.groups) > 1:
-        return MoveRates(inside=inside, between=tuple(nics), source="the cluster's rates")
-    return MoveRates(
-        inside=inside_of(profile)[0], between=tuple(nics), source="measured messages in a node"
-    )
 
 
 def state_bytes(transfers: Iterable[Transfer]) -> int:

@@ -35,8 +35,10 @@ from planner.expert_moves import (
 )
 from planner.expert_placement import Ranks, Rates, parts_of, place
 from planner.pipeline import owners_of
+from planner.placed import inside_of
 from profiler.codec import replace
 from profiler.model import ModelSpec
+from profiler.profile import Profile
 from profiler.routing.trace import Counts, RoutingCounts
 from solvers.matching import spread_evenly
 
@@ -146,6 +148,24 @@ def decide(
     )  # fmt: skip
 
 
+def move_rates(profile: Profile) -> MoveRates:
+    """By the profile's measured links, else by its transfers and the cluster's NICs."""
+    cluster, inside = profile.cluster, min(g.intra.bytes_per_s for g in profile.cluster.groups)
+    nics = [g.nics_per_node * g.nic.bytes_per_s for g in cluster.groups for _ in range(g.num_nodes)]
+    if profile.links is not None:
+        links = profile.links
+        return MoveRates(
+            inside=min(row[i] for i, row in enumerate(links.bytes_per_s)),
+            between=tuple(map(min, links.out_bytes_per_s, links.in_bytes_per_s)),
+            source="measured links",
+        )
+    if profile.is_analytic or len(cluster.groups) > 1:
+        return MoveRates(inside=inside, between=tuple(nics), source="the cluster's rates")
+    return MoveRates(
+        inside=inside_of(profile)[0], between=tuple(nics), source="measured messages in a node"
+    )
+
+
 def _pipeline_ranks(
     model: ModelSpec, config: ParallelConfig, placement: Placement
 ) -> NDArray[np.int64]:
@@ -226,8 +246,7 @@ def keep_in_place(
             for a in range(n)
         ]
     )
-    place = spread_evenly(cost)
-    at = {b: a for a, b in enumerate(place)}
+    at = {b: a for a, b in enumerate(spread_evenly(cost))}
     order = [at[b] for b in range(n)]
     return replace(
         new,

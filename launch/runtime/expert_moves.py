@@ -63,12 +63,15 @@ def move_experts(
     check_layout(model, trainer.job, config, new)
     before = placed_experts(model, config, old)
     check_sizes(config, before, experts)
-    rounds: dict[int, list[Transfer]] = {
-        layer: [] for layer, slots in enumerate(experts) if slots != before[layer]
-    }
-    for each in expert_transfers(model, config, old, experts, node_of_rank):
-        rounds[each.layer].append(each)
     here = layers_of(trainer)
+    for layer, (_, _, moe) in here.items():
+        if experts[layer].slots == before[layer].slots:
+            moe.set_slots(experts[layer])  # at most other shares: nothing of state changes
+    rounds: dict[int, list[Transfer]] = {
+        layer: [] for layer, each in enumerate(experts) if each.slots != before[layer].slots
+    }
+    for transfer in expert_transfers(model, config, old, experts, node_of_rank):
+        rounds[transfer.layer].append(transfer)
     held = list(trainer.held)
     sent = received = 0
     for layer, transfers in rounds.items():

@@ -19,9 +19,9 @@ from launch.recipe import Recipe
 from launch.runtime.expert_meter import ExpertMeter
 from launch.runtime.expert_moves import layers_of, move_experts
 from launch.runtime.trainer import DTYPES, Trainer
-from planner.expert_moves import Experts, MoveRates, move_rates
+from planner.expert_moves import Experts, MoveRates
 from planner.plan import Plan
-from planner.rebalance import Decision, Look, Place, by_load, decide
+from planner.rebalance import Decision, Look, Place, by_load, decide, move_rates
 from planner.where import nodes_of_ranks
 
 TIMED_STEPS = 8

@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import torch
 import torch.distributed as dist
@@ -37,7 +37,6 @@ from launch.runtime.huggingface import HfWeights
 from launch.runtime.memory import measure_step
 from launch.runtime.mesh import TIMEOUT, Mesh, build_mesh
 from launch.runtime.optimizer import lr_at, make_adamw, set_lr
-from launch.runtime.rebalance import Rebalancer
 from launch.runtime.record import Recorder
 from launch.runtime.routing_log import RoutingLog
 from launch.runtime.trainer import StepResult, Trainer
@@ -46,6 +45,9 @@ from planner.plan import FORMAT_VERSION, Plan, check_plan
 from profiler.cluster import NodeGroup
 from profiler.codec import decode_artifact, encode, read_text
 from profiler.errors import UserError
+
+if TYPE_CHECKING:
+    from launch.runtime.rebalance import Rebalancer
 
 SETTLING_STEPS = 2
 """Steps of a process that are not timed: the first sets up, in the second memory is traced."""
@@ -243,8 +245,10 @@ class _Run:
                 self.trainer.set_buffers(weights.get)
         return 0
 
-    def _rebalancer(self, before: list[dict[str, Any]]) -> Rebalancer:
+    def _rebalancer(self, before: list[dict[str, Any]]) -> "Rebalancer":
         """Counts on from what an earlier attempt had moved by the first step."""
+        from launch.runtime.rebalance import Rebalancer  # with solvers, which other runs do without
+
         kept = [row for row in before if row.get("step", self.first) < self.first]
         return Rebalancer(
             self.plan, self.recipe, self.trainer, self.device, first=self.first,

@@ -29,7 +29,12 @@ CROSSED = ExpertSlots(
 )
 FOUR = ExpertSlots(slots=((0, 4), (1, 5), (2, 6), (3, 7)))
 BACK = ExpertSlots(slots=((7, 3), (6, 2), (5, 1), (4, 0)))
+OTHER_SHARES = ExpertSlots(slots=REPLICAS.slots, shares=((1, 1, 2, 1, 3), (1, 1, 1, 1, 0.25)))
 CASES = {
+    "ep2, other shares alone": small(
+        model=MOE, dp=2, ep=2, experts=(REPLICAS, REPLICAS),
+        moves=((1, (OTHER_SHARES, REPLICAS)), (2, (REPLICAS, OTHER_SHARES))),
+    ),
     "ep2": small(model=MOE, dp=2, ep=2, moves=((1, (TURNED, MIXED)), (2, (MIXED, TURNED)))),
     "ep2, dropping, replicas come and go": small(
         model=DROP, dp=2, ep=2, experts=(HALVES, REPLICAS),

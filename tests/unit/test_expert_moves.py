@@ -11,12 +11,12 @@ from planner.expert_moves import (
     MoveRates,
     check_sizes,
     expert_transfers,
-    move_rates,
     placed_experts,
     state_bytes,
 )
 from planner.holdings import Holdings
 from planner.moves import STATE_BYTES, moves_of
+from planner.rebalance import move_rates
 from planner.where import nodes_of_devices
 from profiler.codec import replace
 from profiler.errors import UserError
