@@ -37,10 +37,17 @@ WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 def checked(plan: Plan, recipe: Recipe) -> Recipe:
     """The recipe with the checkpoint to resume from named, whatever its run writes meanwhile.
 
-    Raises `UserError` where the workers could not read the data, or begin with the weights or the
-    checkpoint.
+    Raises `UserError` where the workers could not read the data, begin with the weights or the
+    checkpoint, or move experts.
     """
     open_tokens(recipe.data_file, plan.model, plan.job)
+    if recipe.rebalance_experts_every and plan.chosen.config.ep == 1:
+        which = "every rank has all of them (ep 1)" if plan.model.num_experts else "there are none"
+        raise UserError(
+            f"experts cannot be moved: {which}",
+            hint="leave `rebalance_experts_every` out, or plan with ep 2 or more",
+            place=f"plan {plan.id}",
+        )
     if recipe.record_routing and not plan.model.num_moe_layers:
         raise UserError(
             f"{plan.model.name} has no experts whose routing could be recorded",

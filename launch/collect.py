@@ -7,11 +7,12 @@ stamps. A step has a period only where the same processes took the step before.
 
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from launch.observed import (
     MemoryObservation,
+    MoveObservation,
     Observed,
     RankObservation,
     Split,
@@ -95,6 +96,9 @@ def _observed(
         grad_norms=norms,
         restarts=restarts,
         tokens_per_s=tokens_per_s,
+        moves=moves_of(
+            steps, {steps[i][0]["step"]: s for i, s in zip(timed, periods, strict=True)}
+        ),
         mfu=_mfu(plan, tokens_per_s, str(headers[0]["device"])),
     )
 
@@ -112,6 +116,32 @@ def _finite(steps: list[StepRows]) -> tuple[tuple[float, ...], tuple[float, ...]
         losses += [float(loss)] if loss is not None else []
         norms += [float(norm)] if norm is not None else []
     return tuple(losses), tuple(norms), len(steps)
+
+
+def moves_of(steps: list[StepRows], period_s: Mapping[int, float]) -> tuple[MoveObservation, ...]:
+    """Experts' moves, given the seconds of each timed step. The step after a move is left out: its
+    period has the move in it."""
+    rows = [(own[0]["step"], own) for own in steps if "moved" in own[0]]
+    starts = [step for step, _ in rows]
+    found = []
+    for i, (step, own) in enumerate(rows):
+        moved = own[0]["moved"]
+        before = max([step - moved["num_steps"], *(s + 1 for s in starts[:i])])
+        end = starts[i + 1] if i + 1 < len(rows) else steps[-1][0]["step"] + 1
+        then = [s for k, s in period_s.items() if before <= k < step]
+        now = [s for k, s in period_s.items() if step < k < end]
+        gain = statistics.median(then) - statistics.median(now) if then and now else None
+        found.append(
+            MoveObservation(
+                step=step,
+                num_bytes=sum(row["moved"]["received_bytes"] for row in own),
+                predicted_s=moved["move_s"],
+                seconds=max(row["moved"]["seconds"] for row in own),
+                predicted_gain_s=moved["gain_s"],
+                gain_s=gain,
+            )
+        )
+    return tuple(found)
 
 
 def _mfu(plan: Plan, tokens_per_s: float | None, ran_on: str) -> float | None:

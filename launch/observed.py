@@ -5,7 +5,7 @@ period of a rank, from the end of its last step to the end of this one. The time
 distance between the moments at which the slowest rank finished it and the step before, so that
 steps which overlap between ranks are not counted twice.
 
-1.1 adds what has a default here, so that files of 1.0 are still read.
+1.1 adds what has a default here, so that files of 1.0 are still read; 1.2 adds `moves`.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from profiler.codec import record
 from profiler.model import NotNegative
 from profiler.profile import Seconds
 
-FORMAT_VERSION = "1.1"
+FORMAT_VERSION = "1.2"
 State = Literal["complete", "interrupted", "failed"]
 
 
@@ -69,6 +69,24 @@ class StepObservation:
 
 
 @record
+class MoveObservation:
+    """Experts that were moved between two steps."""
+
+    step: NotNegative
+    """Before which."""
+    num_bytes: NotNegative
+    """Of weights and optimizer state sent, over all ranks."""
+    predicted_s: Seconds
+    seconds: Seconds
+    """Of the rank that took longest."""
+    predicted_gain_s: float
+    """Per step; what the move was decided by."""
+    gain_s: float | None
+    """Per step: medians of the timed steps since the look before and up to the next move; None
+    where there are none on one side."""
+
+
+@record
 class Observed:
     """Content of `observed.json`."""
 
@@ -95,6 +113,8 @@ class Observed:
     """How often all ranks were started again after a fault."""
     tokens_per_s: Ratio | None = None
     """Tokens of a step over the median of `step_s`; None without a timed step."""
+    moves: tuple[MoveObservation, ...] = ()
+    """Of experts, where the run looked at their routing."""
     mfu: Ratio | None = None
     """Model FLOP/s over the peak of the devices used, as in the plan; None on a host, whose cores
     have no peak of their own."""

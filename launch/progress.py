@@ -58,6 +58,8 @@ class RunReport:
     """None where the run does not go on, or has no step behind it to judge by."""
     message: str
     """Why it ended."""
+    num_moves: NotNegative | None = None
+    """How often experts have changed their places; None where the run does not look."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +116,7 @@ def report_of(run_dir: Path) -> RunReport:
         loss=losses.get(done - 1),
         seconds_left=statistics.median(periods) * (status.num_steps - done) if goes_on else None,
         message=status.message,
+        num_moves=slowest[-1].get("num_moves") if slowest else None,
     )
 
 

@@ -65,6 +65,11 @@ class Recipe:
     """How many of the newest are kept."""
     max_restarts: Annotated[int, Ge(0), Le(1000)] = 0
     """How often torchrun starts all ranks again after one failed."""
+    rebalance_experts_every: Annotated[int, Ge(0), Le(10**7)] = 0
+    """Steps from one look at the routing to the next, at which experts move to where they are
+    level where that pays; 0: they stay where the plan has them."""
+    rebalance_experts_gain: Annotated[float, Ge(0)] = 1.0
+    """So many times its own predicted seconds a move must save until the next look."""
     weights: str = ""
     """Hugging Face folder of the weights to start from; empty: random ones."""
     resume: str = ""

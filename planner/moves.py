@@ -13,7 +13,7 @@ so that need = held + fetched + lost of every rank. Only a state without losses 
 memory to memory, and be of the last step; with any, all ranks go back to the checkpoint's step.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 
 from planner.holdings import Box, Boxes, Holdings
@@ -109,7 +109,7 @@ def moves_of(
         each = (BUFFER_BYTES if same[0].is_buffer else STATE_BYTES) * len(same)
         before = _surviving(old.of(same[0]), now)
         state += each * same[0].num_elements
-        lost += each * sum(_volume(box) for box, holders in before.items() if not holders)
+        lost += each * sum(volume(box) for box, holders in before.items() if not holders)
         count.add(before, new.of(same[0]), each)
     ranks = count.ranks()
     return Moves(
@@ -130,6 +130,22 @@ def _surviving(boxes: Boxes, now: Mapping[int, int]) -> Boxes:
     return {box: tuple(now[d] for d in held if d in now) for box, held in boxes.items()}
 
 
+def sources_of(
+    devices: Sequence[int], holders: Sequence[int], node_of: Sequence[int] | Mapping[int, int]
+) -> Iterator[tuple[int, int | None]]:
+    """(device, where it takes a part from) of all `devices` that need a part which `holders` have:
+    itself where it is one of them, None where there are none."""
+    near: dict[int, list[int]] = {}
+    for holder in holders:
+        near.setdefault(node_of[holder], []).append(holder)
+    for turn, device in enumerate(devices):
+        if device in holders or not holders:
+            yield device, device if holders else None
+        else:
+            sources = near.get(node_of[device], holders)
+            yield device, sources[turn % len(sources)]
+
+
 class _Count:
     """Adds up boxes of tensors by rank and by pair of nodes."""
 
@@ -148,21 +164,15 @@ class _Count:
 
     def _part(self, devices: tuple[int, ...], holders: tuple[int, ...], size: int) -> None:
         """A part of so many bytes that `devices` need and `holders` have."""
-        have = set(holders)
-        near: dict[int, list[int]] = {}
-        for holder in holders:
-            near.setdefault(self._node_of[holder], []).append(holder)
-        for turn, device in enumerate(devices):
-            if device in have:
-                self._held[device] += size
-            elif not holders:
+        for device, source in sources_of(devices, holders, self._node_of):
+            if source is None:
                 self._lost[device] += size
+            elif source == device:
+                self._held[device] += size
             else:
                 self._fetched[device] += size
-                target = self._node_of[device]
-                sources = near.get(target, holders)
-                source = self._node_of[sources[turn % len(sources)]]
-                self._flows[source, target] = self._flows.get((source, target), 0) + size
+                flow = self._node_of[source], self._node_of[device]
+                self._flows[flow] = self._flows.get(flow, 0) + size
 
     def ranks(self) -> tuple[RankMoves, ...]:
         """In the order of ranks."""
@@ -182,7 +192,8 @@ class _Count:
         )
 
 
-def _volume(box: Box) -> int:
+def volume(box: Box) -> int:
+    """Elements of a box."""
     return prod(stop - start for start, stop in box)
 
 

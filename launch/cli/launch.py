@@ -40,6 +40,12 @@ def run(
     checkpoint_every: Annotated[
         int, typer.Option(min=0, max=10**7, help="Steps per checkpoint; 0: none.")
     ] = 0,
+    rebalance_experts_every: Annotated[
+        int, typer.Option(min=0, max=10**7, help="Steps per look at the routing; 0: none.")
+    ] = 0,
+    rebalance_experts_gain: Annotated[
+        float, typer.Option(min=0.0, help="What a move must save, over what it costs.")
+    ] = 1.0,
     weights: Annotated[
         Path | None, typer.Option(help="Hugging Face folder to start from.", show_default="random")
     ] = None,
@@ -132,6 +138,8 @@ def run(
         "lr": lr,
         "clip": clip,
         "checkpoint_every": checkpoint_every,
+        "rebalance_experts_every": rebalance_experts_every,
+        "rebalance_experts_gain": rebalance_experts_gain,
         "weights": str(weights.absolute()) if weights else "",
         "resume": str(resume.absolute()) if resume else "",
         "max_restarts": max_restarts,
@@ -208,7 +216,7 @@ def _launch(
     content = read_plan(plan)
 
     def on_line(line: str) -> None:
-        if line.startswith(("step ", "goes on after ", "warning: ")):
+        if line.startswith(("step ", "goes on after ", "warning: ", "experts move ")):
             note(line)
 
     run_dir, observed = launch(content, runs, how, scheduler, on_line)

@@ -39,6 +39,9 @@ def lines_of(report: "RunReport") -> list[str]:
         steps.append(f"loss {report.loss:.3f}")
     if report.seconds_left is not None:
         steps.append(f"about {_duration(report.seconds_left)} left")
+    if report.num_moves is not None:
+        times = "time" if report.num_moves == 1 else "times"
+        steps.append(f"experts moved {report.num_moves} {times}")
     return [
         f"{report.plan_id} {report.state}{why}",
         f"on {report.scheduler}{job}, launched from {report.host}",

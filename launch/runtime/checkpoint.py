@@ -39,8 +39,11 @@ from launch.checkpoints import (
     sweep,
 )
 from launch.runtime.boxes import Box, BoxLoadPlanner, BoxSavePlanner
+from launch.runtime.expert_moves import move_experts
 from launch.runtime.pieces import Chunk
 from launch.runtime.trainer import Trainer
+from planner.config import ExpertSlots
+from profiler.codec import build, parse_json, read_text, to_plain
 from profiler.errors import UserError
 from profiler.model import ModelSpec
 from profiler.tensors import canonical_names
@@ -119,15 +122,16 @@ class Checkpoints:
         self.wait()
         boxes, _ = state_of(self._trainer)
         copied = {name: box.copy() for name, box in boxes.items()}
-        self._pending = self._pool.submit(self._write, copied, step)
+        state = {"step": step, "layout": self._trainer.label}
+        state["experts"] = to_plain(self._trainer.placement.experts)
+        self._pending = self._pool.submit(self._write, copied, step, state)
 
-    def _write(self, copied: Boxes, step: int) -> None:
+    def _write(self, copied: Boxes, step: int, state: dict[str, Any]) -> None:
         folder = partial_folder(self._root, step)
         try:
             if self._rank == 0:
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir(parents=True, exist_ok=True)  # another rank's DCP may be first
-                state = {"step": step, "layout": self._trainer.label}
                 (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
             saved = async_save(
                 copied, checkpoint_id=folder, process_group=self._group, planner=BoxSavePlanner(),
@@ -188,10 +192,15 @@ class Checkpoints:
         """Wait for all ranks, also for one that still seals."""
         dist.barrier(group=self._group)
 
-    def load(self, folder: Path) -> int:
-        """Set the trainer's state from a checkpoint of any layout; steps trained by then."""
+    def load(self, folder: Path, *, experts_too: bool = False) -> int:
+        """Set the trainer's state from a checkpoint of any layout; steps trained by then.
+
+        `experts_too`: where it is of the trainer's own layout, experts go to where they were.
+        """
         step = step_of(folder)
         check_names(folder, self._trainer.model)
+        if experts_too:
+            self._follow(folder)
         ready_optimizer(self._trainer, step)
         boxes, twins = state_of(self._trainer)
         load(boxes, checkpoint_id=folder, process_group=self._group, planner=BoxLoadPlanner())
@@ -200,6 +209,27 @@ class Checkpoints:
                 twin.copy_(source)
         self._trainer.publish()
         return step
+
+    def _follow(self, folder: Path) -> None:
+        """Experts to where they were when the checkpoint was taken, if they can be there."""
+        experts = places_in(folder, self._trainer.label)
+        if not experts:
+            return
+        try:
+            move_experts(self._trainer, experts)
+        except UserError as e:
+            if self._rank == 0:
+                print(f"warning: experts stay where the plan has them: {e.message}", flush=True)
+
+
+def places_in(folder: Path, layout: str) -> tuple[ExpertSlots, ...]:
+    """Slots of every MoE layer when a checkpoint of this layout was taken; empty where it is of
+    another, or its experts were where the plan had none named."""
+    state = parse_json(read_text(folder / STATE), str(folder / STATE))
+    if state.get("layout") != layout:
+        return ()
+    rows = state.get("experts") or ()
+    return tuple(build(ExpertSlots, row, str(folder / STATE)) for row in rows)
 
 
 def check_names(folder: Path, model: ModelSpec) -> None:

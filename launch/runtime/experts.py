@@ -20,6 +20,7 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor, nn
 
 from launch.runtime.exchange import all_to_all, gather_uneven, reduce_scatter_uneven
+from launch.runtime.expert_meter import LayerMeter
 from launch.runtime.feedforward import FeedForward, gated
 from launch.runtime.norm import replicated
 from launch.runtime.record import Recorder
@@ -113,6 +114,7 @@ class MoE(nn.Module):
         h, slots = model.hidden_size, contiguous_slots(model.num_experts, 1)
         self.model, self.again = model, again
         self.place = ExpertPlace(slots=slots)
+        self.meter: LayerMeter | None = None
         self.router = Router(model)
         self.experts = Experts(slots.slots[0], h, model.expert_width, again=again)
         shared = model.shared_ffn_hidden_size
@@ -126,6 +128,11 @@ class MoE(nn.Module):
         with self.experts.gate.device:
             self.experts = Experts(place.own, hidden, width, again=self.again)
         self.place = place
+
+    def set_slots(self, slots: ExpertSlots) -> None:
+        """Take the experts to be in `slots` from now on; their values are the caller's to move."""
+        self.place = dataclasses.replace(self.place, slots=slots)
+        self.experts.ids = self.place.own
 
     def forward(self, x: Tensor) -> Tensor:
         """[b, s, h] -> [b, s, h]; tokens of this rank."""
@@ -148,6 +155,8 @@ class MoE(nn.Module):
         if kept is not None:
             chosen = kept.flatten()
             where, flat_ids, flat_weights = where[chosen], flat_ids[chosen], flat_weights[chosen]
+        if self.meter is not None:
+            self.meter.count(flat_ids)
         slots = _slots_of(flat_ids, self.place)
         order = slots.argsort(stable=True)
         where = where[order]
@@ -187,6 +196,12 @@ class MoE(nn.Module):
         return reduce_scatter_uneven(rows, counts, place.etp, place.recorder, "etp")
 
     def _by_slot(self, rows: Tensor, table: Tensor) -> Tensor:
+        if self.meter is None:
+            return self._sorted(rows, table)
+        with self.meter.timed(len(rows)):
+            return self._sorted(rows, table)
+
+    def _sorted(self, rows: Tensor, table: Tensor) -> Tensor:
         sources, slots = table.shape
         counts: list[int] = table.sum(0).tolist()
         if sources == 1:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 
-from launch.runtime.experts import Experts, MoE
+from launch.runtime.experts import MoE
 from launch.runtime.model import Stage
 from profiler.model import ModelSpec
 
@@ -74,19 +74,14 @@ def local_tensor(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def chunks_of(stage: Stage, model: ModelSpec) -> dict[str, tuple[Chunk, ...]]:
-    """Parameter name -> its chunks, before data parallelism shards it."""
-    found: dict[str, tuple[Chunk, ...]] = {}
-    experts = {f"{n}.": m for n, m in stage.named_modules() if isinstance(m, Experts)}
-    layers = {f"{n}.experts.": m for n, m in stage.named_modules() if isinstance(m, MoE)}
+def dense_chunks(stage: Stage, model: ModelSpec) -> dict[str, tuple[Chunk, ...]]:
+    """Parameter name -> its chunk, before data parallelism shards it; routed experts left out."""
     tied = f"blocks.{model.num_layers + 1}.output.weight" if model.tie_embeddings else None
-    for name, parameter in stage.named_parameters():
-        prefix, _, leaf = name.rpartition(".")
-        if f"{prefix}." in experts:
-            found[name] = _expert_chunks(f"{prefix}.", leaf, parameter, layers[f"{prefix}."])
-        else:
-            found[name] = (_dense_chunk("blocks.0.weight" if name == tied else name, parameter),)
-    return found
+    return {
+        name: (_dense_chunk("blocks.0.weight" if name == tied else name, parameter),)
+        for name, parameter in stage.named_parameters()
+        if ".ffn.experts." not in name
+    }
 
 
 def _dense_chunk(name: str, parameter: nn.Parameter) -> Chunk:
@@ -102,9 +97,8 @@ def _dense_chunk(name: str, parameter: nn.Parameter) -> Chunk:
     return Chunk(name=name, shape=shape, offset=tuple(offset), size=size, where=where)
 
 
-def _expert_chunks(
-    prefix: str, leaf: str, parameter: nn.Parameter, layer: MoE
-) -> tuple[Chunk, ...]:
+def expert_chunks(prefix: str, leaf: str, parameter: nn.Parameter, layer: MoE) -> tuple[Chunk, ...]:
+    """Chunks of a stack of experts, one per slot, before data parallelism shards it."""
     size = tuple(parameter.shape[1:])
     place, split_dim = layer.place, 1 if leaf == "down" else 0
     shape, offset = list(size), [0, 0]

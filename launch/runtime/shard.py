@@ -27,7 +27,7 @@ from torch.distributed.tensor import DTensor, Shard
 from launch.runtime.experts import Experts, MoE
 from launch.runtime.mesh import Mesh
 from launch.runtime.model import Layer, Stage
-from launch.runtime.pieces import Chunk, Held, chunks_of, narrow
+from launch.runtime.pieces import Chunk, Held, dense_chunks, expert_chunks, narrow
 from launch.runtime.record import Recorder
 from planner.config import ParallelConfig, ZeroStage
 from planner.holdings import part_of
@@ -97,11 +97,11 @@ def shard_stage(
     `dtype` is that of computation; `is_tied`: another stage, or another block of this one, holds a
     copy of the embedding matrix.
     """
-    chunks = chunks_of(stage, model)
+    chunks = dense_chunks(stage, model)
     if config.dp_shard > 1:
         chunks = _apply(stage, chunks, config.zero, mesh, recorder, dtype)
     return [
-        _expert_held(stage, parameter, chunks[name], mesh, name, sharded=config.dp_shard > 1)
+        expert_held(stage, name, parameter, mesh, sharded=config.dp_shard > 1)
         if ".ffn.experts." in name
         else _dense_held(parameter, chunks[name], config, mesh, is_tied=is_tied)
         for name, parameter in stage.named_parameters()
@@ -135,19 +135,22 @@ def _is_tp_sharded(parameter: nn.Parameter, mesh: Mesh) -> bool:
     )
 
 
-def _expert_held(
-    stage: Stage, parameter: nn.Parameter, chunks: tuple[Chunk, ...], mesh: Mesh, name: str, *,
-    sharded: bool,
-) -> Held:  # fmt: skip
+def expert_held(
+    stage: Stage, name: str, parameter: nn.Parameter, mesh: Mesh, *, sharded: bool
+) -> Held:
+    """What this rank holds of a stack of experts, by where its layer's experts are now; `sharded`:
+    ZeRO has sharded the stage."""
+    prefix, _, leaf = name.rpartition(".")
     layer = stage.blocks[name.split(".")[1]]
     assert isinstance(layer, Layer)
     assert isinstance(layer.ffn, MoE)
+    chunks = expert_chunks(f"{prefix}.", leaf, parameter, layer.ffn)
+    size, ranks = list(parameter.shape[1:]), mesh.size("edp")
+    if sharded and ranks > 1:
+        dim = _shard_dim(parameter, ranks)
+        start, length = part_of(parameter.shape[dim], mesh.group("edp").rank(), ranks)
+        chunks, size[dim - 1], ranks = narrow(chunks, dim, start, length), length, 1
     everywhere = [e for rank in layer.ffn.place.slots.slots for e in rank]
-    is_whole = not isinstance(parameter, DTensor)
-    size = list(parameter.shape[1:])
-    if sharded and mesh.size("edp") > 1:
-        size[_shard_dim(parameter, mesh.size("edp")) - 1] //= mesh.size("edp")
-    ranks = mesh.size("edp") if is_whole else 1
     return Held(
         parameter=parameter,
         chunks=chunks,
@@ -172,9 +175,8 @@ def _apply(
         ignored: set[nn.Parameter] = set()
         experts = getattr(getattr(block, "ffn", None), "experts", None)
         if isinstance(experts, Experts):
-            prefix = f"blocks.{name}.ffn.experts."
             if mesh.size("edp") > 1 and experts.ids:
-                out |= _shard_experts(experts, prefix, chunks, zero, mesh, recorder, policy)
+                _shard_experts(experts, zero, mesh, recorder, policy)
             else:
                 ignored = set(experts.parameters())
         if isinstance(block, nn.Embedding):
@@ -218,20 +220,13 @@ def _own_storage(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
 
 
 def _shard_experts(
-    experts: Experts, prefix: str, chunks: dict[str, tuple[Chunk, ...]], zero: ZeroStage,
-    mesh: Mesh, recorder: Recorder, policy: MixedPrecisionPolicy,
-) -> dict[str, tuple[Chunk, ...]]:  # fmt: skip
-    group = mesh.group("edp")
-    out = {}
-    for leaf, parameter in experts.named_parameters():
-        dim = _shard_dim(parameter, group.size())
-        start, length = part_of(parameter.shape[dim], group.rank(), group.size())
-        out[prefix + leaf] = narrow(chunks[prefix + leaf], dim, start, length)
+    experts: Experts, zero: ZeroStage, mesh: Mesh, recorder: Recorder, policy: MixedPrecisionPolicy
+) -> None:
+    ranks = mesh.size("edp")
     _fully_shard(
         experts, mesh.expert_mesh(), recorder, "edp", zero, policy,
-        shard_placement_fn=lambda p: Shard(_shard_dim(p, group.size())),
+        shard_placement_fn=lambda p: Shard(_shard_dim(p, ranks)),
     )  # fmt: skip
-    return out
 
 
 def before_backward(stage: nn.Module, zero: ZeroStage, *, last: bool) -> None:

@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import torch
 import torch.distributed as dist
@@ -45,6 +45,9 @@ from planner.plan import FORMAT_VERSION, Plan, check_plan
 from profiler.cluster import NodeGroup
 from profiler.codec import decode_artifact, encode, read_text
 from profiler.errors import UserError
+
+if TYPE_CHECKING:
+    from launch.runtime.rebalance import Rebalancer
 
 SETTLING_STEPS = 2
 """Steps of a process that are not timed: the first sets up, in the second memory is traced."""
@@ -210,6 +213,7 @@ class _Run:
         own = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
         self.attempt = self.checkpoints.largest(max([own, *before]))
         self.first = self._start_state()
+        self.rebalancer = self._rebalancer(_rows(path)) if recipe.rebalance_experts_every else None
         self.routing: RoutingLog | None = None
         if recipe.record_routing:
             self.routing = RoutingLog(
@@ -230,7 +234,8 @@ class _Run:
         if own is None and self.recipe.resume_folder is not None:
             own = self.checkpoints.find(self.recipe.resume_folder)
         if own is not None:
-            step = self.checkpoints.load(own)
+            moves = self.recipe.rebalance_experts_every > 0
+            step = self.checkpoints.load(own, experts_too=moves)
             if self.mesh.rank == 0:
                 print(f"goes on after step {step - 1}, from {own}", flush=True)
             return step
@@ -239,6 +244,16 @@ class _Run:
                 self.trainer.set_values(lambda name, _shape: weights.get(name))
                 self.trainer.set_buffers(weights.get)
         return 0
+
+    def _rebalancer(self, before: list[dict[str, Any]]) -> "Rebalancer":
+        """Counts on from what an earlier attempt had moved by the first step."""
+        from launch.runtime.rebalance import Rebalancer  # with solvers, which other runs do without
+
+        kept = [row for row in before if row.get("step", self.first) < self.first]
+        return Rebalancer(
+            self.plan, self.recipe, self.trainer, self.device, first=self.first,
+            num_moves=kept[-1].get("num_moves", 0) if kept else 0,
+        )  # fmt: skip
 
     def steps(self) -> None:
         """All steps that are left; checkpoints on the way, and at the end."""
@@ -269,6 +284,7 @@ class _Run:
         inputs, targets = (t.to(self.device) for t in self.data.batch(step))
         lr = lr_at(step, self.recipe)
         set_lr(self.trainer.optimizer, lr)
+        moved = self.rebalancer.before(step) if self.rebalancer else {}
         results: list[StepResult] = []
         if self.routing is not None:
             self.routing.begin(step, self.device)
@@ -293,7 +309,7 @@ class _Run:
         loss = None if result.loss is None else result.loss.item()
         settling = step < max(self.recipe.warmup, self.first + SETTLING_STEPS)
         row = {"step": step, "warmup": settling, "attempt": self.attempt, "loss": loss}
-        row |= {"lr": lr, "grad_norm": result.grad_norm}
+        row |= {"lr": lr, "grad_norm": result.grad_norm} | moved
         self.log.row(row | dataclasses.asdict(result.times) | self.recorder.drain())
         if self.speaks and loss is not None:
             seconds = result.times.end - result.times.start

@@ -74,7 +74,7 @@ class Trainer:
         """
         check_layout(model, job, config, placement)
         self.mesh, self._recorder, self._tp = mesh, recorder, config.tp
-        self.model = model
+        self.model, self.job, self.config, self.placement = model, job, config, placement
         self.label = f"{config.label} {config.schedule}"
         self._clip_norm = clip_norm
         dtype = dtype or DTYPES[job.precision]
@@ -90,7 +90,7 @@ class Trainer:
         self.set_values(lambda name, shape: first_value(name, shape, seed))
         self.optimizer = make_optimizer(self.weights)
         self.runner = self._runner(job, config, placement, model.hidden_size, device, dtype)
-        self._sync = GradientSync(self.held, recorder, _groups(model, config, mesh, self.held))
+        self._sync = self._sync_of(self.held)
         index = sequence_index(job.seq_len, config.cp, mesh.coordinate["cp"], config.cp_method)
         self._positions = index.to(device) if config.cp > 1 else None
 
@@ -156,6 +156,25 @@ class Trainer:
             start=start, end=end, sync=(sync_start, sync_end), optimizer=(sync_end, end)
         )
         return StepResult(loss=loss, grad_norm=norm, times=times)
+
+    def _sync_of(self, held: list[Held]) -> GradientSync:
+        groups = _groups(self.model, self.config, self.mesh, held)
+        return GradientSync(held, self._recorder, groups)
+
+    def take_over(self, placement: Placement, held: list[Held]) -> None:
+        """Train on with experts in other places, of which this rank holds `held`: parameter for
+        parameter as before, and with their values set."""
+        self.placement, self.held = placement, held
+        self._sync = self._sync_of(held)
+
+    def set_local(self, i: int, value: Tensor) -> None:
+        """Other values, and maybe another number of experts, for the i-th of what is held."""
+        parameter, weight = self.held[i].parameter, self.weights[i]
+        if weight.shape == value.shape:
+            weight.data.copy_(value)
+        else:
+            weight.data = value
+            parameter.data = value.to(parameter.dtype)  # the same storage where no cast is needed
 
     def set_values(self, whole: Callable[[str, tuple[int, ...]], Tensor]) -> None:
         """Set all weights from `whole(name, shape)`, the canonical tensors."""

@@ -83,6 +83,8 @@ def tiny_config(**changes):
         (("--data", "."), 1, "it is not a file", None),
         (("--record-routing", 0.1), 1, "tiny-llama has no experts whose routing could be recorded", "leave `record_routing` out"),
         (("--record-routing", 1.5), 2, "invalid value for '--record-routing'", None),
+        (("--rebalance-experts-every", 5), 1, "experts cannot be moved: there are none", "leave `rebalance_experts_every` out"),
+        (("--rebalance-experts-gain", -1), 2, "invalid value for '--rebalance-experts-gain'", None),
     ],
 )  # fmt: skip
 def test_launch_refuses_what_it_cannot_train_with(args, code, message, hint, meshwright, tmp_path):
@@ -121,14 +123,17 @@ def test_what_was_typed_wins_over_the_recipe(meshwright, tmp_path):
     assert (recipe["data"], recipe["weights"]) == (str(tmp_path / "my.txt"), str(tmp_path / "base"))
     flags = (
         "--recipe", "recipe.yaml", "--steps", 10, "--lr", 0.01, "--clip", 0, "--max-restarts", 0,
-        "--record-routing", 0, "--no-trace", "--checkpoint-every", 5, "--data", "b.npy", "--weights", "w", "--seed", 7,
+        "--record-routing", 0, "--no-trace", "--checkpoint-every", 5,
+        "--rebalance-experts-every", 20, "--rebalance-experts-gain", 2.5, "--data", "b.npy",
+        "--weights", "w", "--seed", 7,
     )  # fmt: skip
     document = json.loads(meshwright(*ask, *flags).out)
     assert "--max-restarts=0" in document["argv"]
     changed = {
         "steps": 10, "learning_rate": 0.01, "clip_norm": 0, "max_restarts": 0, "trace": False,
         "checkpoint_every": 5, "data": str(tmp_path / "b.npy"), "weights": str(tmp_path / "w"),
-        "seed": 7, "record_routing": 0.0,
+        "seed": 7, "record_routing": 0.0, "rebalance_experts_every": 20,
+        "rebalance_experts_gain": 2.5,
     }  # fmt: skip
     assert document["recipe"] == recipe | changed
     assert not (tmp_path / "runs").exists()
@@ -143,6 +148,8 @@ def test_the_flags_have_the_defaults_of_a_recipe(meshwright):
         "steps": "steps", "warmup": "warmup", "seed": "seed", "lr": "learning_rate",
         "clip": "clip_norm", "checkpoint-every": "checkpoint_every",
         "max-restarts": "max_restarts", "record-routing": "record_routing",
+        "rebalance-experts-every": "rebalance_experts_every",
+        "rebalance-experts-gain": "rebalance_experts_gain",
     }.items():  # fmt: skip
         text = " ".join(shown.split(f"--{flag} <")[1].split("\n  --")[0].split())
         assert f"[default: {getattr(Recipe(), field)};" in text

@@ -13,6 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from fork import run_ranks
 from torch import Tensor, nn
 
+from launch.runtime.expert_moves import move_experts
 from launch.runtime.mesh import build_mesh
 from launch.runtime.model import Stage
 from launch.runtime.pieces import first_value
@@ -78,6 +79,8 @@ class Case:
     per_layer: tuple[Recompute, ...] = ()
     stages: tuple[tuple[int, int], ...] = ()
     experts: tuple[ExpertSlots, ...] = ()
+    moves: tuple[tuple[int, tuple[ExpertSlots, ...]], ...] = ()
+    """Steps, and where experts are moved before each."""
     ranks: tuple[int, ...] = ()
     table: tuple[str, ...] = ()
     optimizer: OptimizerName = "adamw"
@@ -179,23 +182,33 @@ def first_weights(names: dict[str, Tensor]) -> dict[str, Tensor]:
 Parts = list[tuple[str, tuple[int, ...], tuple[int, ...], Tensor]]
 
 
-def train_rank(case: Case) -> tuple[list[float], list[float], Parts]:
-    """Losses, gradient norms, and this rank's chunks (name, shape, offset, values)."""
-    config, placement = case.config, case.placement
-    mesh = build_mesh(config, placement, "cpu")
-    trainer = Trainer(
-        case.model, case.job, config, placement, mesh=mesh, device=torch.device("cpu"),
+def trainer_of(case: Case) -> Trainer:
+    """This rank's trainer, with the first weights."""
+    mesh = build_mesh(case.config, case.placement, "cpu")
+    return Trainer(
+        case.model, case.job, case.config, case.placement, mesh=mesh, device=torch.device("cpu"),
         recorder=Recorder(mesh.axis_of_group()), seed=SEED, clip_norm=CLIP, dtype=case.dtype,
         make_optimizer=lambda ps: make_optimizer(case.optimizer, ps, case.lr),
     )  # fmt: skip
+
+
+def part_of_batch(trainer: Trainer, case: Case, step: int) -> tuple[Tensor, Tensor]:
+    """Inputs and targets of a step for this rank's replica."""
+    each = case.batch // case.config.num_replicas
+    place = trainer.mesh.coordinate
+    first = (place["dp_replicate"] * case.config.dp_shard + place["dp_shard"]) * each
+    inputs, targets = batch(step, case.batch, case.seq_len)
+    return inputs[first : first + each], targets[first : first + each]
+
+
+def train_rank(case: Case) -> tuple[list[float], list[float], Parts]:
+    """Losses, gradient norms, and this rank's chunks (name, shape, offset, values)."""
+    trainer = trainer_of(case)
     losses, norms = [], []
-    each = case.batch // config.num_replicas
-    place = mesh.coordinate
-    first = (place["dp_replicate"] * config.dp_shard + place["dp_shard"]) * each
     for step in range(case.steps):
-        whole = batch(step, case.batch, case.seq_len)
-        inputs, targets = (t[first : first + each] for t in whole)
-        result = trainer.step(inputs, targets)
+        for _, experts in (move for move in case.moves if move[0] == step):
+            move_experts(trainer, experts)
+        result = trainer.step(*part_of_batch(trainer, case, step))
         losses += [] if result.loss is None else [result.loss.item()]
         norms.append(result.grad_norm or 0.0)
     parts = [

@@ -26,6 +26,10 @@ CONFIG = {
     "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4,
     "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
 }  # fmt: skip
+MOE_CONFIG = CONFIG | {
+    "model_type": "mixtral", "num_hidden_layers": 2, "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+}  # fmt: skip
 STEPS, EVERY, KILL_AFTER = 28, 5, 12
 RUN = ("--warmup", 2, "--steps", STEPS - 2, "--checkpoint-every", EVERY)
 
@@ -40,8 +44,10 @@ def meshwright(folder: Path, *args: object, code: int = 0) -> "subprocess.Comple
     return done
 
 
-def make_plan(folder: Path, cluster: str, layout: str) -> Path:
-    (folder / "config.json").write_text(json.dumps(CONFIG))
+def make_plan(
+    folder: Path, cluster: str, layout: str, config: dict[str, Any] | None = None
+) -> Path:
+    (folder / "config.json").write_text(json.dumps(config or CONFIG))
     (folder / "layout.yaml").write_text(layout)
     meshwright(
         folder, "plan", "-m", "config.json", "-c", cluster, "--layout", "layout.yaml",
@@ -111,6 +117,32 @@ def test_a_killed_rank_is_started_again_from_the_last_checkpoint(
     assert "goes on after step" in (run / "run.log").read_text()
     # The step that the fault cut has no period of its own.
     assert first_again not in [step["step"] for step in observed["steps"]]
+
+
+def test_experts_that_moved_are_where_they_were_after_a_restart(tmp_path: Path) -> None:
+    make_plan(tmp_path, "cpu-1x2", "{dp_replicate: 2, ep: 2, micro_batch: 1}", MOE_CONFIG)
+    still = meshwright(tmp_path, "launch", "plan.json", *RUN, "--runs", "still", "--json")
+    assert json.loads(still.stdout)["moves"] == []
+    moves = ("--rebalance-experts-every", EVERY, "--rebalance-experts-gain", 0)
+    process = _start(tmp_path, "--runs", "moved", "--max-restarts", 1, "--json", *moves)
+    _kill_rank_1(tmp_path, "moved", process)
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+    observed, run = json.loads(stdout), _run_dir(tmp_path, "moved")
+    assert observed["restarts"] == 1
+    assert observed["losses"] == pytest.approx(json.loads(still.stdout)["losses"], rel=1e-4)
+    found = [move["step"] for move in observed["moves"]]
+    assert found
+    assert EVERY in found  # of the first attempt, whose checkpoint the second went on from
+    assert {step % EVERY for step in found} == {0}
+    assert [row["num_moves"] for row in _rows(run, 0)[1:]][-1] == len(found)
+    assert stderr.count("experts move before step ") >= len(found)
+    shown = meshwright(tmp_path, "launch", "--status", run).stdout
+    assert f"experts moved {len(found)} time" in shown
+    again = ("--warmup", 2, "--steps", STEPS, "--resume", run, "--runs", "on", *moves)
+    meshwright(tmp_path, "launch", "plan.json", *again)
+    newest = max((run / "checkpoints").iterdir()) / "training.json"
+    assert json.loads(newest.read_text())["experts"]
 
 
 def test_without_restarts_the_killed_rank_is_named(

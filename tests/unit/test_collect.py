@@ -260,6 +260,7 @@ def test_files_of_format_1_0_are_read(tmp_path):
         "restarts",
         "tokens_per_s",
         "mfu",
+        "moves",
     )
     for key in new:
         del plain[key]
@@ -270,6 +271,32 @@ def test_files_of_format_1_0_are_read(tmp_path):
     observed = read_observed(path)
     assert (observed.restarts, observed.mfu) == (0, None)
     assert observed.ranks[0].collective_by_axis == {}
+
+
+def test_moves_of_experts_are_seen_with_what_they_brought(tmp_path):
+    """Steps of 4 s until experts move before step 4, then 3 s; a second move before 8 brings
+    nothing that a step could show."""
+
+    def moved(rank):
+        return {
+            "num_bytes": 300, "gain_s": 0.9, "move_s": 0.25, "num_steps": 2, "steps_left": 4,
+            "received_bytes": 100 * (rank + 1), "seconds": 0.5 + rank,
+        }  # fmt: skip
+
+    def rows(rank):
+        end, found = 0.0, []
+        for k in range(9):
+            start, end = end, end + (4 if k < 4 else 3) + (1.5 if k == 4 else 0)
+            more = {"num_moves": (k >= 4) + (k >= 8)}
+            more |= {"moved": moved(rank)} if k in (4, 8) else {}
+            found.append(step(k, start, end, [], loss=1.0 if rank == 0 else None, **more))
+        return found
+
+    write(tmp_path, [rows(0), rows(1)])
+    first, second = collect(plan_of(dp=2), tmp_path, "complete").moves
+    assert (first.step, first.num_bytes, first.seconds, first.predicted_s) == (4, 300, 1.5, 0.25)
+    assert (first.predicted_gain_s, first.gain_s) == (0.9, pytest.approx(1.0))
+    assert (second.step, second.gain_s) == (8, None)
 
 
 def test_verify_command(tmp_path, capsys):

@@ -45,6 +45,19 @@ def test_a_run_that_goes_on(tmp_path):
     assert not (run / "observed.json").exists()
 
 
+def test_moves_of_experts_are_counted(tmp_path):
+    run = run_of(PLAN, tmp_path / "run", 4)
+    assert report_of(run).num_moves is None
+    for path in (run / "ranks").iterdir():
+        header, *rows = map(json.loads, path.read_text().splitlines())
+        rows = [row | {"num_moves": row["step"] // 2} for row in rows]
+        path.write_text("".join(json.dumps(row) + "\n" for row in (header, *rows)))
+    report = report_of(run)
+    assert report.num_moves == 1
+    assert lines_of(report)[2].endswith("about 12 s left, experts moved 1 time")
+    assert lines_of(replace(report, num_moves=2))[2].endswith("experts moved 2 times")
+
+
 def test_only_steps_of_all_ranks_count(tmp_path):
     run = run_of(PLAN, tmp_path / "run", 4)
     path = run / "ranks" / "rank-00002.jsonl"

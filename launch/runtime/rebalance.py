@@ -1,0 +1,148 @@
+"""Experts follow the routing while training: every so many steps, counted, decided and moved.
+
+Between two steps, all ranks sum what they counted since the last look; rank 0 decides
+(`planner.rebalance`) and tells the others, who move together (`launch.runtime.expert_moves`).
+Seconds per choice are those of the experts' forward, timed on all ranks in the last steps before
+the look, with backward at twice that, and of the exchange at the profile's rates:
+
+    choice_s = rows' seconds * (3 + recomputed share) / rows
+               + 4 passes * (ep - 1) / ep * bytes of a row / rate of a rank
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from launch.recipe import Recipe
+from launch.runtime.expert_meter import ExpertMeter
+from launch.runtime.expert_moves import layers_of, move_experts
+from launch.runtime.trainer import DTYPES, Trainer
+from planner.expert_moves import Experts, MoveRates
+from planner.plan import Plan
+from planner.rebalance import Decision, Look, Place, by_load, decide, move_rates
+from planner.where import nodes_of_ranks
+
+TIMED_STEPS = 8
+"""Last steps of an interval, in which experts are timed."""
+_FORWARD_AND_BACKWARD = 3
+"""Times the forward of a product with weights: two more in backward."""
+
+_PASSES = 4
+"""A row goes there and back, and so does its gradient."""
+
+
+class Rebalancer:
+    """Looks, decides and moves; collective: every rank makes one and calls alike."""
+
+    def __init__(
+        self, plan: Plan, recipe: Recipe, trainer: Trainer, device: torch.device, *,
+        first: int, num_moves: int = 0, place: Place = by_load,
+    ) -> None:  # fmt: skip
+        """`first`: step that comes first in this process; `num_moves`: those of earlier ones."""
+        self._trainer, self._recipe, self._place = trainer, recipe, place
+        chosen = plan.chosen
+        self._nodes = nodes_of_ranks(plan.cluster, chosen.config, chosen.placement)
+        self._rates = move_rates(plan.profile)
+        self._exchange_s = exchange_s(plan, self._rates, self._nodes)
+        self._meter = ExpertMeter(plan.model.num_moe_layers, plan.model.num_experts, device)
+        for layer, (_, _, moe) in layers_of(trainer).items():
+            moe.meter = self._meter.of_layer(layer)
+        self._since, self._num_moves, self._slowdown = first, num_moves, 1.0
+
+    def before(self, step: int) -> dict[str, Any]:
+        """To be called before each step; what the rank's row of the step is to say."""
+        every = self._recipe.rebalance_experts_every
+        row: dict[str, Any] = {}
+        if step > self._since and step % every == 0:
+            moved = self._look(step)
+            if moved is not None:
+                self._num_moves += 1
+                row = {"moved": moved}
+        self._meter.timing = every - step % every <= TIMED_STEPS
+        return row | {"num_moves": self._num_moves}
+
+    def _look(self, step: int) -> dict[str, Any] | None:
+        """Count, decide, and where it pays, move: what this rank did."""
+        taken = self._meter.take()
+        dist.all_reduce(taken)
+        found: list[tuple[Experts | None, dict[str, float]]] = [(None, {})]
+        if dist.get_rank() == 0:
+            decision = self._decide(step, taken)
+            found[0] = decision.experts, _figures(decision, step - self._since)
+            print(sentence(step, decision), flush=True)
+        dist.broadcast_object_list(found, src=0)
+        self._since = step
+        experts, figures = found[0]
+        if experts is None:
+            return None
+        moved = move_experts(self._trainer, experts, self._nodes)
+        slowest = torch.tensor(moved.seconds, dtype=torch.float64, device=taken.device)
+        dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
+        if figures["move_s"] > 0:
+            self._slowdown *= slowest.item() / figures["move_s"]
+        return figures | {"received_bytes": moved.received_bytes, "seconds": moved.seconds}
+
+    def _decide(self, step: int, taken: torch.Tensor) -> Decision:
+        trainer, recipe = self._trainer, self._recipe
+        *counts, num_rows, seconds = taken.tolist()
+        model = trainer.model
+        table = torch.tensor(counts).view(model.num_moe_layers, model.num_experts).long().numpy()
+        forward_s = seconds / num_rows if num_rows else 0.0
+        work = _FORWARD_AND_BACKWARD + recomputed(trainer)
+        every, left = recipe.rebalance_experts_every, recipe.total_steps - step
+        look = Look(
+            counts=table, num_steps=step - self._since, steps_left=min(every, left),
+            choice_s=forward_s * work + self._exchange_s, rates=self._rates,
+            slowdown=self._slowdown,
+        )  # fmt: skip
+        return decide(
+            model, trainer.config, trainer.placement, look, self._place,
+            gain=recipe.rebalance_experts_gain, node_of_rank=self._nodes,
+        )  # fmt: skip
+
+
+def recomputed(trainer: Trainer) -> float:
+    """Share of the MoE layers whose forward backward runs again."""
+    model, config = trainer.model, trainer.config
+    layers = [block - 1 for block, kind in enumerate(model.blocks) if kind == "moe"]
+    again = [trainer.placement.recompute_of(layer, config) == "full" for layer in layers]
+    return sum(again) / len(again)
+
+
+def exchange_s(plan: Plan, rates: MoveRates, nodes: Sequence[int]) -> float:
+    """Seconds in which one row of a choice goes to its expert and back, forward and backward, as
+    far as it leaves its rank, all ranks at once; `nodes`: of each rank."""
+    config = plan.chosen.config
+    each = torch.empty((), dtype=DTYPES[plan.job.precision]).element_size()
+    apart = (config.ep - 1) / config.ep
+    crowd = max(nodes.count(node) for node in nodes)
+    slowest = min(rates.between[node] for node in nodes) / crowd
+    rate = min(rates.inside, slowest) if len(set(nodes)) > 1 else rates.inside
+    return _PASSES * apart * plan.model.hidden_size * each / rate
+
+
+def _figures(decision: Decision, num_steps: int) -> dict[str, float]:
+    """What was decided after so many counted steps."""
+    return {
+        "num_steps": num_steps,
+        "num_bytes": decision.num_bytes,
+        "gain_s": decision.gain_s,
+        "move_s": decision.move_s,
+        "steps_left": decision.steps_left,
+    }
+
+
+def sentence(step: int, decision: Decision) -> str:
+    """What was decided before a step, for people."""
+    size, gain = decision.num_bytes / 1e6, decision.gain_s
+    if decision.experts is None:
+        return (
+            f"experts stay before step {step}: {size:.3g} MB in {decision.move_s:.3g} s would save "
+            f"{gain:.3g} s in each of {decision.steps_left} steps"
+        )
+    return (
+        f"experts move before step {step}: {size:.3g} MB in {decision.move_s:.3g} s, to save "
+        f"{gain:.3g} s in each of {decision.steps_left} steps"
+    )
