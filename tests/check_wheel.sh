@@ -43,18 +43,18 @@ version=$(alone meshwright --version)
 from importlib.metadata import version
 print(version("meshwright"))')" ] || fail "--version says $version"
 alone meshwright --help | grep -q 'Exit codes' || fail "--help"
-alone meshwright plan -m llama3-8b -c h100-2x8 --global-batch 256 --seq-len 8192 --json >plan.out
+alone meshwright -q plan -m llama3-8b -c h100-2x8 --global-batch 256 --seq-len 8192 --json >plan.out
 "$work/venv/bin/python" -P -c '
 import json, sys
 plan = json.load(open(sys.argv[1]))
 assert plan["kind"] == "plan" and plan["chosen"]["estimate"]["step_s"] > 0
 ' plan.out
-alone meshwright show plan.json --report page.html
+alone meshwright -q show plan.json --report page.html
 [ -s page.html ] || fail "no report"
 alone meshwright why plan.json >/dev/null
 alone meshwright list >/dev/null
 alone meshwright schema plan >/dev/null
-alone meshwright launch plan.json --dry-run >/dev/null
+alone meshwright -q launch plan.json --dry-run >/dev/null
 offered=$(alone env _MESHWRIGHT_COMPLETE=complete_bash COMP_WORDS='meshwright plan -m llama3-8' \
     COMP_CWORD=3 meshwright)
 [ "$offered" = llama3-8b ] || fail "completion offers '$offered'"
