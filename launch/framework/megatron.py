@@ -2,7 +2,7 @@
 
     tp pp vpp        --tensor-, --pipeline-model-parallel-size; stages of other lengths than equal
                      ones as --pipeline-model-parallel-layout
-    cp, cp_method    --context-parallel-size, --cp-comm-type: ring p2p, all_gather allgather,
+    cp, cp_method    --context-parallel-size, --cp-comm-type: ring p2p, all_gather of that name,
                      ulysses a2a, hybrid a2a+p2p with its two sizes, neighbours first
     ep, etp          --expert-model-, --expert-tensor-parallel-size
     zero             1 the distributed optimizer, 2 and 3 Megatron FSDP's optim_grads and
@@ -41,7 +41,7 @@ from profiler.model import ModelSpec
 
 RELEASE = "megatron-core 0.19.2"
 TITLE = f"Megatron-LM ({RELEASE})"
-_COMM = {"ring": "p2p", "all_gather": "allgather", "ulysses": "a2a", "hybrid": "a2a+p2p"}
+_COMM = {"ring": "p2p", "all_gather": "all_gather", "ulysses": "a2a", "hybrid": "a2a+p2p"}
 _SHARDING = {2: "optim_grads", 3: "optim_grads_params"}
 
 

@@ -50,7 +50,7 @@ def refusals(model: ModelSpec) -> Iterator[Refusal]:
     """Parts that the arguments cannot say."""
     for part, has in _PARTS:
         if has(model):
-            yield Refusal(f"it has no {part}")
+            yield Refusal(f"no arguments are written for {part}")
     if model.family not in FAMILIES:
         yield Refusal(f"family `{model.family}` is more than its arguments say")
 
