@@ -55,7 +55,9 @@ class Refusal:
 
     why: str
     pin: str = ""
-    """`axis=value` that avoids it; empty: no pin of `plan` does."""
+    """`axis=value` that avoids it."""
+    option: str = ""
+    """Another option of `plan` that does; with neither, nothing does."""
 
 
 def refuse(plan: Plan, title: str, refusals: Iterable[Refusal]) -> None:
@@ -63,11 +65,14 @@ def refuse(plan: Plan, title: str, refusals: Iterable[Refusal]) -> None:
     found = list(refusals)
     if not found:
         return
-    pins = list(dict.fromkeys(r.pin for r in found if r.pin))
-    if any(not r.pin for r in found):
+    pins = dict.fromkeys(r.pin for r in found if r.pin)
+    options = dict.fromkeys(r.option for r in found if r.option)
+    if any(not (r.pin or r.option) for r in found):
         hint = "emit it for another framework, or launch it without `--for`"
     else:
-        hint = f"the nearest plan that it runs: `meshwright plan ... --pin {','.join(pins)}`"
+        added = [f"--pin {','.join(pins)}"] if pins else []
+        added += options
+        hint = f"the nearest plan that it runs: `meshwright plan ... {' '.join(added)}`"
     raise UserError(
         f"{title} does not run layout `{plan.chosen.config.label}` of `{plan.model.name}`: "
         + "; ".join(dict.fromkeys(r.why for r in found)),

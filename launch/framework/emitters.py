@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from launch.framework import megatron
+from launch.framework import megatron, torchtitan_toml
 from launch.framework.base import SCRIPT_NAME, Emitted, script
 from launch.framework.native import Meeting, RankProgram, agents_of, shell_words, torchrun
 from launch.recipe import Recipe
@@ -21,10 +21,11 @@ from planner.plan import Plan
 from profiler.codec import replace
 from profiler.errors import UserError
 
-FrameworkName = Literal["megatron"]
+FrameworkName = Literal["megatron", "torchtitan-0.2"]
 FRAMEWORKS: tuple[FrameworkName, ...] = get_args(FrameworkName)
 _EMITTERS: dict[FrameworkName, Callable[[Plan, Recipe], tuple[Plan, Emitted]]] = {
     "megatron": megatron.emit,
+    "torchtitan-0.2": torchtitan_toml.emit,
 }
 
 
