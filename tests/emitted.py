@@ -98,3 +98,65 @@ def megatron_plan(name: str) -> Plan:
     """One of `MEGATRON`."""
     model, cluster, rest = MEGATRON[name]
     return plan_of(model, cluster, **rest)
+
+
+TITAN = {
+    "fsdp": ("llama3-8b", "h100-2x8", {"dp_replicate": 2, "dp_shard": 8, "zero": 3}),
+    "tp-pp": ("llama3-70b", "h100-8x8",
+              {"tp": 8, "pp": 4, "dp_shard": 2, "zero": 2, "recompute": "selective",
+               "layers": (19, 21, 21, 19)}),
+    "interleaved": ("llama3-8b", "h100-1x8",
+                    {"tp": 2, "pp": 4, "vpp": 2, "schedule": "interleaved"}),
+    "long": ("llama3-8b", "h100-1x8", {"cp": 8, "cp_method": "all_gather", "recompute": "full",
+                                       "seq_len": 131072, "batch": 8}),
+    "tied": ("qwen3-0.6b", "h100-1x8", {"dp_shard": 8, "zero": 3}),
+    "moe": ("qwen3-30b-a3b", "h100-2x8", {"dp_shard": 16, "zero": 3, "ep": 8}),
+}  # fmt: skip
+"""As `MEGATRON`, for both releases of torchtitan."""
+
+
+def titan_plan(name: str) -> Plan:
+    """One of `TITAN`."""
+    model, cluster, rest = TITAN[name]
+    return plan_of(model, cluster, **rest)
+
+
+ACCELERATE = {
+    "fsdp": ("llama3-8b", "h100-2x8", {"dp_replicate": 2, "dp_shard": 8, "zero": 3,
+                                       "recompute": "full"}),
+    "ddp": ("qwen3-0.6b", "h100-1x8", {"dp_replicate": 8}),
+    "tp": ("llama3-8b", "h100-1x8", {"tp": 2, "dp_shard": 4, "zero": 2}),
+    "long": ("llama3-8b", "h100-1x8", {"cp": 4, "cp_method": "all_gather", "dp_shard": 2,
+                                       "zero": 3, "seq_len": 32768}),
+}  # fmt: skip
+"""As `MEGATRON`."""
+
+
+def accelerate_plan(name: str) -> Plan:
+    """One of `ACCELERATE`."""
+    model, cluster, rest = ACCELERATE[name]
+    return plan_of(model, cluster, **rest)
+
+
+DEEPSPEED = {
+    "zero3": ("llama3-8b", "h100-2x8", {"dp_replicate": 2, "dp_shard": 8, "zero": 3,
+                                        "offload": "optimizer"}),
+    "tp": ("llama3-8b", "h100-1x8", {"tp": 2, "dp_shard": 4, "zero": 2}),
+    "pipeline": ("llama3-8b", "h100-1x8", {"pp": 4, "dp_shard": 2, "zero": 1}),
+}  # fmt: skip
+NANOTRON = {
+    "tp-pp": ("llama3-8b", "h100-2x8", {"tp": 4, "pp": 2, "dp_shard": 2, "zero": 1}),
+    "bias": ("qwen2.5-7b", "h100-1x8", {"tp": 4, "dp_replicate": 2, "recompute": "full"}),
+}  # fmt: skip
+
+
+def deepspeed_plan(name: str) -> Plan:
+    """One of `DEEPSPEED`."""
+    model, cluster, rest = DEEPSPEED[name]
+    return plan_of(model, cluster, **rest)
+
+
+def nanotron_plan(name: str) -> Plan:
+    """One of `NANOTRON`."""
+    model, cluster, rest = NANOTRON[name]
+    return plan_of(model, cluster, **rest)

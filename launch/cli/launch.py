@@ -100,7 +100,10 @@ def run(
     framework: Annotated[
         str | None,
         typer.Option(
-            "--for", help="Write it for another framework: megatron.", show_default="this one"
+            "--for",
+            help="Write it for megatron, megatron-bridge, torchtitan, torchtitan-0.2, deepspeed, "
+            "accelerate or nanotron.",
+            show_default="run it here",
         ),
     ] = None,
     out: Annotated[

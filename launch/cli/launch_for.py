@@ -59,8 +59,7 @@ def _say_how(written: "Written") -> None:
         note(f"Set {need.name}: {need.meaning}{default}")
     for sentence in written.emitted.differs:
         note(f"Other than in the plan: {sentence}")
-    where = " on every node, with HEAD_NODE and NODE_RANK" if "$NODE" in written.command else ""
-    note(f"Start it{where}:\n    " + written.command.replace("\n", "\n    "))
+    note(f"Start it{written.where}:\n    " + written.command.replace("\n", "\n    "))
 
 
 def _document(written: "Written", folder: Path, scheduler: str) -> dict[str, object]:

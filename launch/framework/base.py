@@ -41,6 +41,8 @@ class Emitted:
     folder."""
     words: tuple[str, ...]
     """What each rank runs, as words of bash, after torchrun or the interpreter."""
+    starts_ranks: bool = False
+    """The words start all ranks of a node; else what the script is given does."""
     body: tuple[str, ...] = ()
     """Lines of the script that the words rely on."""
     env: tuple[tuple[str, str], ...] = ()
@@ -115,15 +117,20 @@ def script(plan: Plan, emitted: Emitted) -> str:
         f"# Plan {plan.id}, {plan.chosen.config.label}, for {emitted.title}.",
         f"# {_comment(plan.model.name)}, {plan.job.global_batch} sequences of "
         f"{plan.job.seq_len} tokens a step, {plan.chosen.config.num_devices} ranks.",
-        "# What it is given starts the ranks: `bash train.sh torchrun --nproc-per-node=...`",
+        "# It starts the ranks of a node, with HEAD_NODE and NODE_RANK where there are several."
+        if emitted.starts_ranks
+        else "# What it is given starts the ranks: `bash train.sh torchrun --nproc-per-node=...`",
     ]
     for sentence in emitted.differs:
         lines.append(f"# Other than in the plan: {sentence}")
     lines += ["set -eu", 'HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"']
     for need in emitted.needs:
         lines.append(_variable(need))
+    if emitted.needs:
+        lines.append(f"export {' '.join(need.name for need in emitted.needs)}")
     lines += [f"export {name}={shlex.quote(value)}" for name, value in emitted.env]
-    lines += [*emitted.body, f'exec "$@" {" ".join(emitted.words)}']
+    given = () if emitted.starts_ranks else ('"$@"',)
+    lines += [*emitted.body, " ".join(("exec", *given, *emitted.words))]
     return "".join(f"{line}\n" for line in lines)
 
 

@@ -1,8 +1,8 @@
 """The frameworks that a plan can be written for, and what is written: `train.sh`, its files, and
 what starts it on each node.
 
-A framework's own launcher is not needed: `train.sh` runs what it is given, torchrun on each node
-or the interpreter for each rank.
+`train.sh` runs what it is given, torchrun on each node or the interpreter for each rank; where the
+framework's own launcher starts the ranks, the script runs it on each node.
 """
 
 from collections.abc import Callable
@@ -10,9 +10,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from launch.framework import megatron, torchtitan_toml
+from launch.framework import (
+    accelerate,
+    deepspeed,
+    megatron,
+    megatron_bridge,
+    nanotron,
+    torchtitan_recipe,
+    torchtitan_toml,
+)
 from launch.framework.base import SCRIPT_NAME, Emitted, script
-from launch.framework.native import Meeting, RankProgram, agents_of, shell_words, torchrun
+from launch.framework.native import (
+    Meeting,
+    RankProgram,
+    agents_of,
+    nodes_of,
+    shell_words,
+    torchrun,
+)
 from launch.recipe import Recipe
 from launch.scheduler.base import Job
 from launch.scheduler.slurm import SCRIPT_NAME as JOB_NAME
@@ -21,11 +36,18 @@ from planner.plan import Plan
 from profiler.codec import replace
 from profiler.errors import UserError
 
-FrameworkName = Literal["megatron", "torchtitan-0.2"]
+FrameworkName = Literal[
+    "megatron", "megatron-bridge", "torchtitan", "torchtitan-0.2", "deepspeed", "accelerate", "nanotron"
+]
 FRAMEWORKS: tuple[FrameworkName, ...] = get_args(FrameworkName)
 _EMITTERS: dict[FrameworkName, Callable[[Plan, Recipe], tuple[Plan, Emitted]]] = {
     "megatron": megatron.emit,
+    "megatron-bridge": megatron_bridge.emit,
+    "torchtitan": torchtitan_recipe.emit,
     "torchtitan-0.2": torchtitan_toml.emit,
+    "deepspeed": deepspeed.emit,
+    "accelerate": accelerate.emit,
+    "nanotron": nanotron.emit,
 }
 
 
@@ -37,7 +59,9 @@ class Written:
     emitted: Emitted
     files: dict[str, str]
     command: str
-    """What starts it: on every node where it has $NODE_RANK in it."""
+    """What starts it."""
+    where: str = ""
+    """` on every node, with ...` where there are several."""
 
 
 def framework_of(name: str) -> FrameworkName:
@@ -63,6 +87,7 @@ def write(
         interpreter=("bash", path, slurm.script.python),
         argv=(),
         env=(),
+        per_node=("bash", path) if emitted.starts_ranks else (),
     )
     submits = replace(slurm, script=replace(slurm.script, program=program))
     files |= submits.files(Job(plan=ordered, recipe=recipe, run_dir=folder))

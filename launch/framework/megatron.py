@@ -49,10 +49,25 @@ def emit(plan: Plan, recipe: Recipe) -> tuple[Plan, Emitted]:
     """The plan with its ranks in Megatron's order, and its arguments; `UserError` where Megatron
     cannot run it."""
     check_emittable(plan)
-    config, placement = plan.chosen.config, plan.chosen.placement
     refuse(plan, TITLE, refusals(plan))
-    ordered, pp_inner = _ordered(plan)
-    groups = (
+    ordered, pp_inner = ordered_ranks(plan)
+    return ordered, Emitted(
+        title=TITLE,
+        files={},
+        words=('"$MEGATRON/pretrain_gpt.py"', '"${ARGS[@]}"', '"${DATA[@]}"'),
+        body=(*array("ARGS", arguments(plan, recipe, pp_inner=pp_inner)), *_data(plan.model)),
+        env=environment(plan.chosen.config),
+        needs=(*_needs(recipe), *model_words.needs(plan.model)),
+        differs=tuple(differs(plan)),
+    )
+
+
+def arguments(
+    plan: Plan, recipe: Recipe, *, pp_inner: bool
+) -> tuple[tuple[str, list[Option]], ...]:
+    """All arguments, in groups with a heading."""
+    config, placement = plan.chosen.config, plan.chosen.placement
+    return (
         (f"model: {plan.model.family}", model_words.shape(plan.model, plan.job.seq_len)),
         ("attention", model_words.attention(plan.model)),
         ("experts", model_words.experts(plan.model)),
@@ -61,15 +76,6 @@ def emit(plan: Plan, recipe: Recipe) -> tuple[Plan, Emitted]:
         ("recomputation and offload", memory(plan.model, config, placement)),
         ("precision", precision(plan.job)),
         ("training", training(plan.job, config, recipe)),
-    )
-    return ordered, Emitted(
-        title=TITLE,
-        files={},
-        words=('"$MEGATRON/pretrain_gpt.py"', '"${ARGS[@]}"', '"${DATA[@]}"'),
-        body=(*array("ARGS", groups), *_data(plan.model)),
-        env=_environment(config),
-        needs=(*_needs(recipe), *model_words.needs(plan.model)),
-        differs=tuple(_differs(plan)),
     )
 
 
@@ -111,7 +117,7 @@ def _contiguous(placement: Placement, model: ModelSpec, config: ParallelConfig) 
     return all(layer.slots == plain for layer in placement.experts)
 
 
-def _ordered(plan: Plan) -> tuple[Plan, bool]:
+def ordered_ranks(plan: Plan) -> tuple[Plan, bool]:
     """The plan in Megatron's order of ranks, and whether the pipeline is inside the replicas."""
     config = plan.chosen.config
     natural = in_order_of(plan, range(config.num_devices))
@@ -289,7 +295,7 @@ def training(job: JobSpec, config: ParallelConfig, recipe: Recipe) -> list[Optio
     return options
 
 
-def _environment(config: ParallelConfig) -> tuple[tuple[str, str], ...]:
+def environment(config: ParallelConfig) -> tuple[tuple[str, str], ...]:
     """One queue of kernels, in which communication keeps its place before GEMMs; FSDP wants
     several."""
     if config.zero > 1 or config.tp * config.cp == 1:
@@ -321,7 +327,7 @@ def _data(model: ModelSpec) -> tuple[str, ...]:
     )
 
 
-def _differs(plan: Plan) -> Iterator[str]:
+def differs(plan: Plan) -> Iterator[str]:
     config, model = plan.chosen.config, plan.model
     recompute = plan.chosen.placement.recompute or (config.recompute,)
     if "selective" in recompute:

@@ -185,6 +185,8 @@ class RankProgram:
     argv: tuple[str, ...]
     """What follows either."""
     env: tuple[tuple[str, str], ...]
+    per_node: tuple[str, ...] = ()
+    """Instead of torchrun: starts the ranks of a node itself, told which by $NODE_RANK."""
 
 
 def runtime(run_dir: Path, python: str) -> RankProgram:

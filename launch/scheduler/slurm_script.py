@@ -133,12 +133,19 @@ def _body(job: Job, how: ScriptOptions, places: Sequence[str], per_node: int) ->
 def _task(job: Job, how: ScriptOptions, per_node: int) -> str:
     """What each task runs, in a shell that knows its number."""
     program = how.program_of(job)
+    if how.tasks == "rank" and program.per_node:
+        raise UserError(
+            "this framework's launcher starts the ranks of a node itself",
+            hint="leave `--tasks rank` out",
+        )
     if how.tasks == "rank":
         names = (
             "env RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS "
             "MASTER_ADDR=$HEAD_NODE MASTER_PORT=$PORT "
         )
         argv = (*program.interpreter, *program.argv)
+    elif program.per_node:
+        names, argv = "env NODE_RANK=$SLURM_PROCID ", program.per_node
     else:
         names = ""
         num_nodes = len(agents_of(job.plan))

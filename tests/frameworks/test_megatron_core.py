@@ -83,7 +83,7 @@ def test_ranks_belong_together_as_in_the_plan(seed):
 
 
 def test_the_pipeline_inside_the_replicas():
-    """--use-tp-pp-dp-mapping: the order that `_ordered` counts on."""
+    """--use-tp-pp-dp-mapping: the order that `ordered_ranks` counts on."""
     found = RankGenerator(tp=4, ep=1, dp=2, pp=2, cp=1, order="tp-cp-ep-pp-dp").get_ranks("pp")
     grid = np.arange(16).reshape(2, 2, 4)
     assert {frozenset(g) for g in found} == groups(grid, [1])

@@ -1,4 +1,4 @@
-"""`python -m tests.frameworks.titan_on_cpu ARGUMENTS`: torchtitan's trainer on this machine's cores.
+"""`python -m tests.frameworks.titan_on_cpu ARGUMENTS`: torchtitan's trainer on this machine.
 
 torchtitan takes the machine for a CUDA one where torch has no accelerator, imports triton for
 kernels of experts, and asks for a reduction that gloo lacks. This says "cpu" where it asks torch
