@@ -29,7 +29,11 @@ def emit(plan: Plan, recipe: Recipe) -> tuple[Plan, Emitted]:
     return in_order_of(plan, range(config.num_devices)), Emitted(
         title=RELEASE,
         files={"deepspeed.json": canonical(settings(plan, recipe))},
-        words=(words.RUN_SCRIPT, '--deepspeed --deepspeed_config "$HERE/deepspeed.json"', *pipeline),
+        words=(
+            words.RUN_SCRIPT,
+            '--deepspeed --deepspeed_config "$HERE/deepspeed.json"',
+            *pipeline,
+        ),
         needs=(words.SCRIPT_NEED, *((_STAGES,) if config.pp > 1 else ())),
         differs=tuple(_differs(plan)),
     )
@@ -51,7 +55,9 @@ def refusals(plan: Plan) -> Iterator[Refusal]:
     if c.tp > 1 and c.zero > 2:
         yield Refusal("AutoTP takes ZeRO 2 at most", "zero=2")
     if c.dp_replicate > 1 and c.dp_shard > 1 and c.zero < 3:
-        yield Refusal("it shards over groups of replicas by MiCS, which is ZeRO 3", "dp_replicate=1")
+        yield Refusal(
+            "it shards over groups of replicas by MiCS, which is ZeRO 3", "dp_replicate=1"
+        )
     if c.offload == "activations":
         yield Refusal("its configuration offloads the optimizer and weights", "offload=none")
     if c.offload == "optimizer" and c.zero == 0:

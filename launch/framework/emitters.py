@@ -37,7 +37,13 @@ from profiler.codec import replace
 from profiler.errors import UserError
 
 FrameworkName = Literal[
-    "megatron", "megatron-bridge", "torchtitan", "torchtitan-0.2", "deepspeed", "accelerate", "nanotron"
+    "megatron",
+    "megatron-bridge",
+    "torchtitan",
+    "torchtitan-0.2",
+    "deepspeed",
+    "accelerate",
+    "nanotron",
 ]
 FRAMEWORKS: tuple[FrameworkName, ...] = get_args(FrameworkName)
 _EMITTERS: dict[FrameworkName, Callable[[Plan, Recipe], tuple[Plan, Emitted]]] = {
@@ -80,7 +86,14 @@ def write(
     ordered, emitted = _EMITTERS[name](plan, recipe)
     files = {**emitted.files, SCRIPT_NAME: script(plan, emitted)}
     if slurm is None:
-        return Written(framework=name, emitted=emitted, files=files, command=_on_each_node(ordered))
+        several = len(set(nodes_of(ordered))) > 1
+        return Written(
+            framework=name,
+            emitted=emitted,
+            files=files,
+            command=f"bash {SCRIPT_NAME}" if emitted.starts_ranks else _on_each_node(ordered),
+            where=" on every node, with HEAD_NODE and NODE_RANK" if several else "",
+        )
     path = str(folder / SCRIPT_NAME)
     program = RankProgram(
         torchrun=("bash", path, "torchrun"),

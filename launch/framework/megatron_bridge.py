@@ -46,10 +46,7 @@ FIELDS: dict[str, tuple[tuple[str, str], ...]] = {
         ("ddp", "use_distributed_optimizer"),
         ("optimizer", "use_distributed_optimizer"),
     ),
-    "--num-distributed-optimizer-instances": (
-        ("ddp", "num_distributed_optimizer_instances"),
-        ("dist", "num_distributed_optimizer_instances"),
-    ),
+    "--num-distributed-optimizer-instances": (("ddp", "num_distributed_optimizer_instances"),),
     "--use-megatron-fsdp": (("ddp", "use_megatron_fsdp"), ("dist", "use_megatron_fsdp")),
     "--data-parallel-sharding-strategy": (("ddp", "data_parallel_sharding_strategy"),),
     "--accumulate-allreduce-grads-in-fp32": (("ddp", "grad_reduce_in_fp32"),),
@@ -239,7 +236,7 @@ def _data(plan: Plan) -> list[str]:
     return [
         "        dataset=GPTDatasetConfig(",
         f"            seq_length={plan.job.seq_len},",
-        '            random_seed=1234,',
+        "            random_seed=1234,",
         "            reset_position_ids=False,",
         "            reset_attention_mask=False,",
         "            eod_mask_loss=False,",

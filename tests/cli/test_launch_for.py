@@ -85,7 +85,7 @@ def test_json_is_one_document(meshwright):
 @pytest.mark.parametrize(
     ("degrees", "args", "code", "message", "hint"),
     [
-        ({"tp": 4}, ("--for", "jax"), 1, "`--for jax` is not known", "one of megatron, torchtitan"),
+        ({"tp": 4}, ("--for", "jax"), 1, "`--for jax` is not known", "one of megatron, megatron-bridge, torchtitan"),
         ({"tp": 4}, ("--for", "megatron", "--on", "ssh", "--hosts", "hosts"), 1, "`--for` does not go with `--on ssh`", "--on slurm"),
         ({"tp": 4}, ("-o", "x"), 2, "--out goes with --for", None),
         ({"pp": 4, "schedule": "gpipe"}, ("--for", "megatron"), 1, "does not run layout `tp1 pp4 dp1 mbs1` of `llama3-8b`: it has no schedule gpipe", "--pin schedule=1f1b"),
@@ -104,6 +104,7 @@ def test_refusals(degrees, args, code, message, hint, meshwright):
 @pytest.mark.parametrize(
     ("name", "plan", "files"),
     [
+        ("megatron-bridge", ("mixtral-8x7b", "h100-1x8", {"tp": 2, "dp_shard": 4, "zero": 1, "ep": 8}), ["planned.py"]),
         ("torchtitan", ("llama3-8b", "h100-1x4", {"dp_shard": 4, "zero": 3}), ["planned.py"]),
         ("torchtitan-0.2", ("llama3-8b", "h100-1x4", {"tp": 2, "pp": 2}), ["plan.toml", "planned_model.py"]),
         ("deepspeed", ("llama3-8b", "h100-1x4", {"dp_shard": 4, "zero": 2}), ["deepspeed.json"]),
@@ -114,17 +115,25 @@ def test_refusals(degrees, args, code, message, hint, meshwright):
 def test_what_the_others_are_given_is_frozen(name, plan, files, meshwright, golden):
     model, cluster, degrees = plan
     _, text = emitted(meshwright, plan_of(model, cluster, **degrees), "--for", name)
-    assert [line[4:-4] for line in text.splitlines() if line.startswith("==> ")] == [*files, "train.sh"]
+    assert [line[4:-4] for line in text.splitlines() if line.startswith("==> ")] == [
+        *files,
+        "train.sh",
+    ]
     golden(f"emitted/{name}.txt", text)
 
 
 def test_a_launcher_of_its_own_is_told_its_node(meshwright, tmp_path):
     plan = plan_of("llama3-8b", "h100-2x2", dp_shard=4, zero=3)
     result, _ = emitted(meshwright, plan, "--for", "accelerate", "-o", "out")
-    assert result.err.endswith("Start it on every node, with HEAD_NODE and NODE_RANK:\n    bash train.sh\n")
+    assert result.err.endswith(
+        "Start it on every node, with HEAD_NODE and NODE_RANK:\n    bash train.sh\n"
+    )
     slurm = ("--on", "slurm", "--python", "python3", "-o", "out")
     emitted(meshwright, plan, "--for", "accelerate", *slurm)
-    assert f"exec env NODE_RANK=$SLURM_PROCID bash {tmp_path}/out/train.sh" in Path("out/job.sh").read_text()
+    assert (
+        f"exec env NODE_RANK=$SLURM_PROCID bash {tmp_path}/out/train.sh"
+        in Path("out/job.sh").read_text()
+    )
     refused = meshwright("launch", "plan.json", "--for", "accelerate", *slurm, "--tasks", "rank")
     assert (refused.code, refused.out) == (1, "")
     assert "starts the ranks of a node itself" in refused.err

@@ -31,8 +31,8 @@ def test_verify_log(meshwright):
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [
-        ((), 2, "Give OBSERVED or --log"),
-        (("x.json", "--log", LOGS / "megatron-lm.txt"), 2, "Give OBSERVED or --log"),
+        ((), 2, "give OBSERVED or --log"),
+        (("x.json", "--log", LOGS / "megatron-lm.txt"), 2, "give OBSERVED or --log"),
         (("--log", LOGS / "torchtitan.txt"), 5, "the run has a global batch of 8"),
         (("--log", LOGS / "killed.txt"), 1, "no line of it is a step"),
         (("--log", "nofile"), 1, "no such file"),

@@ -15,6 +15,7 @@ from launch.framework.megatron_bridge import CLASSES, RELEASE
 PATH = Path(__file__).parent / f"{RELEASE.replace(' ', '-')}-fields.json"
 FILES = (
     "megatron/bridge/training/config.py",
+    "megatron/bridge/data/base.py",
     "megatron/bridge/training/tokenizers/config.py",
     "megatron/bridge/models/gpt_provider.py",
     "megatron/bridge/models/mla_provider.py",

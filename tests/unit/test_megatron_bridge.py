@@ -3,6 +3,7 @@ argument says."""
 
 import ast
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -55,5 +56,7 @@ def test_rotary_scaling_without_a_recipe_is_refused():
     with pytest.raises(UserError, match="rotary scaling yarn"):
         megatron_bridge.emit(megatron_plan("moe-mla"), recipe_of({}))
     plan = plan_of("llama3.2-1b", "h100-1x8", dp_shard=8, zero=1)
-    _, emitted = megatron_bridge.emit(plan, recipe_of({}))
+    scaled = replace(plan, model=replace(plan.model, rope_scaling="llama3"))
+    _, emitted = megatron_bridge.emit(scaled, recipe_of({}))
     assert "ROPE_SCALING_FACTOR" in [need.name for need in emitted.needs]
+    assert 'os.environ["ROPE_SCALING_FACTOR"]' in emitted.files["planned.py"]

@@ -14,7 +14,11 @@ from profiler.errors import UserError
 from tests.emitted import TITAN, plan_of, titan_plan
 from tests.frameworks.torchtitan_fields import path_of
 
-RECIPES = ({}, {"lr_schedule": "wsd", "checkpoint_every": 5, "clip_norm": 1.0}, {"lr_schedule": "cosine"})
+RECIPES = (
+    {},
+    {"lr_schedule": "wsd", "checkpoint_every": 5, "clip_norm": 1.0},
+    {"lr_schedule": "cosine"},
+)
 
 
 def known(release):
@@ -45,7 +49,12 @@ def test_every_keyword_of_the_recipe_is_one_of_the_release(name, recipe):
         if kind in fields:
             assert {keyword.arg for keyword in node.keywords} <= set(fields[kind])
             seen.add(kind)
-    assert seen >= {"Trainer.Config", "ParallelismConfig", "TrainingConfig", "CheckpointManager.Config"}
+    assert seen >= {
+        "Trainer.Config",
+        "ParallelismConfig",
+        "TrainingConfig",
+        "CheckpointManager.Config",
+    }
 
 
 @pytest.mark.parametrize("name", ["tp-pp", "interleaved"])

@@ -1,7 +1,7 @@
 """Steps and memory from logs of Megatron-LM and torchtitan.
 
-megatron-lm.txt: lines as `training_log` and `report_memory` of megatron-core 0.19.2 print them, with
-and without a date and a launcher's prefix. torchtitan.txt: printed by torchtitan 0.2.2 for an
+megatron-lm.txt: lines as `training_log` and `report_memory` of megatron-core 0.19.2 print them,
+with and without a date and a launcher's prefix. torchtitan.txt: printed by torchtitan 0.2.2 for an
 emitted plan of two ranks (tests/frameworks), its memory put in by hand, as that run had no GPU.
 """
 

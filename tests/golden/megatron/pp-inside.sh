@@ -6,6 +6,7 @@ set -eu
 HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 [ -n "${MEGATRON:-}" ] || { echo 'set MEGATRON: checkout of Megatron-LM, with pretrain_gpt.py' >&2; exit 2; }
 [ -n "${DATA_PATH:-}" ] || { echo 'set DATA_PATH: tokenized data: its path without .bin, or `mock`: made-up tokens' >&2; exit 2; }
+export MEGATRON DATA_PATH
 export CUDA_DEVICE_MAX_CONNECTIONS=1
 ARGS=(
   # model: llama
