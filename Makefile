@@ -41,10 +41,11 @@ parity: $(VENV)/installed  ## every layout of the table against one process, wri
 accuracy: $(VENV)/installed  ## run many layouts on 4 processes, write docs/accuracy.md
 	$(PY) -m tests.accuracy.loop
 
-bench: $(VENV)/installed  ## speed of planning and mapping; the runtime beside a plain PyTorch loop
+bench: $(VENV)/installed  ## speed of planning and mapping; the runtime beside a plain PyTorch loop; recording routing
 	$(PY) -m tests.accuracy.bench --write
 	$(PY) -m tests.accuracy.map_bench --write
 	$(PY) -m tests.accuracy.lean --write
+	$(PY) -m tests.accuracy.routing_cost --write
 
 docs: $(VENV)/installed  ## the reference, and what the guides show
 	$(PY) -m tests.reference

@@ -87,8 +87,9 @@ def _plain(model: ModelSpec) -> Loop:
 
 
 def runtime_loop(
-    model: ModelSpec, *, recording: bool, routing: float = 0.0, run_dir: Path | None = None
-) -> Loop:
+    model: ModelSpec, *, recording: bool, routing: float = 0.0, run_dir: Path | None = None,
+    log_type: type[RoutingLog] = RoutingLog,
+) -> Loop:  # fmt: skip
     """The trainer; `routing` is the share of tokens whose experts are recorded, into `run_dir`."""
     placement = Placement(stages=((0, len(model.blocks)),))
     mesh = build_mesh(CONFIG, placement, "cpu")
@@ -100,7 +101,7 @@ def runtime_loop(
 
     log = None
     if run_dir is not None:
-        log = RoutingLog(trainer, JOB, CONFIG, recorder, share=routing, seed=0, run_dir=run_dir)
+        log = log_type(trainer, JOB, CONFIG, recorder, share=routing, seed=0, run_dir=run_dir)
     number = itertools.count()
 
     def step(inputs: Tensor, targets: Tensor) -> float:
