@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python -P
 export OMP_NUM_THREADS = 1
 
-.PHONY: demo test lint unit distributed lab lab-bench nightly parity accuracy bench wheel clean
+.PHONY: demo test lint unit distributed lab lab-bench nightly parity accuracy bench docs wheel clean
 
 demo: $(VENV)/installed  ## profile this machine, plan, launch, verify
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/tiny-llama/demo.sh
@@ -45,6 +45,10 @@ bench: $(VENV)/installed  ## speed of planning and mapping; the runtime beside a
 	$(PY) -m tests.accuracy.bench --write
 	$(PY) -m tests.accuracy.map_bench --write
 	$(PY) -m tests.accuracy.lean --write
+
+docs: $(VENV)/installed  ## the reference, and what the guides show
+	$(PY) -m tests.reference
+	UPDATE_GOLDEN=1 $(PY) -m pytest tests/cli/test_guides.py
 
 wheel: $(VENV)/installed  ## planning works from a wheel where torch is not installed
 	PYTHON="$(PYTHON)" sh tests/check_wheel.sh

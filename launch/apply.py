@@ -182,7 +182,7 @@ def finish(plan: Plan, run_dir: Path, status: Status, state: State, why: str) ->
         write_status(run_dir, status)
         if observed:
             write_atomic(run_dir / OBSERVED_NAME, encode(observed))
-        save_joined(plan, run_dir, complete=False)
+        save_joined(plan, run_dir, complete=state == "complete")
     return status
 
 

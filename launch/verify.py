@@ -10,6 +10,7 @@ import statistics
 from typing import Literal
 
 from launch.observed import Observed, RankObservation
+from launch.training_log import LoggedRun
 from planner.config import ParallelConfig
 from planner.plan import Plan, StageMemory
 from profiler.codec import record
@@ -108,6 +109,24 @@ def verify(plan: Plan, observed: Observed, tolerance: float) -> Verdict:
         within=all(r.within for r in rows),
         rows=tuple(rows),
         memory=memory,
+    )
+
+
+def verify_log(plan: Plan, run: LoggedRun, tolerance: float) -> Verdict:
+    """Compare with what another framework logged: its steps, and its memory where it says."""
+    predicted = plan.chosen.cost
+    steps = list(run.step_s)
+    rows = [_row("step", "s", predicted.step_s, steps, statistics.median(steps), tolerance)]
+    if run.peak_bytes:
+        peak = float(run.peak_bytes)
+        ours = float(predicted.peak_bytes)
+        rows.append(_row("peak memory", "bytes", ours, [peak], peak, tolerance))
+    return Verdict(
+        plan_id=plan.id,
+        num_steps=len(steps),
+        tolerance=tolerance,
+        within=all(row.within for row in rows),
+        rows=tuple(rows),
     )
 
 

@@ -100,9 +100,11 @@ class AnalyticCosts:
         return ()
 
     def covers(self, config: ParallelConfig, placement: Placement) -> bool:
-        """All but the user's own tables, recomputation by layer, and placed experts."""
+        """All but the user's own tables, recomputation by layer, and placed experts whose loads
+        nobody recorded."""
         del config
-        return not (placement.table or placement.recompute or placement.experts)
+        placed = placement.experts and not self.profile.expert_loads
+        return not (placement.table or placement.recompute or placed)
 
     def screen(self, layouts: Layouts, cut_s: float) -> Screened:
         """See `planner.prepared.Costs`."""

@@ -63,6 +63,10 @@ class BlockTable:
             else:
                 self._oom.setdefault(key, entry.micro_batch)
 
+    def points(self, kind: ProfiledBlock, tp: int) -> list[tuple[int, BlockCost]]:
+        """Measured micro-batches, ascending, and their costs."""
+        return list(self._entries.get((kind, tp), []))
+
     def tp_degrees(self, kind: ProfiledBlock) -> set[int]:
         """Tensor-parallel degrees at which the block was profiled."""
         return {tp for k, tp in self._entries if k == kind}

@@ -147,21 +147,22 @@ def problem_of(routing: Routing, ranks: Ranks) -> Problem:
 
 
 def slots_of_layers(placed: Placed, num_ranks: int) -> tuple[ExpertSlots, ...]:
-    """A placement as a plan has it; shares are left out where every expert has one slot."""
+    """A placement as a plan has it: copies of an expert on one rank are one, those that take no
+    tokens are none, and shares are left out where every expert has one holder."""
     found = []
     for row, shares in zip(placed.slots, placed.shares, strict=True):
-        by_rank = row.reshape(num_ranks, -1)
-        parts = shares.reshape(num_ranks, -1)
-        # A replica without a share of the tokens takes none, and is no replica.
-        kept = [[i for i, part in enumerate(own) if part > 0] for own in parts]
-        slots = tuple(
-            tuple(int(e) for e in own[chosen]) for own, chosen in zip(by_rank, kept, strict=True)
-        )
-        replicas = len(set(row.tolist())) < sum(map(len, slots))
-        weights = tuple(
-            tuple(float(p) for p in own[chosen]) for own, chosen in zip(parts, kept, strict=True)
-        )
-        found.append(ExpertSlots(slots=slots, shares=weights if replicas else ()))
+        ranks: list[dict[int, float]] = []
+        for own, parts in zip(
+            row.reshape(num_ranks, -1), shares.reshape(num_ranks, -1), strict=True
+        ):
+            held: dict[int, float] = {}
+            for expert, part in zip(own.tolist(), parts.tolist(), strict=True):
+                if part > 0:
+                    held[expert] = held.get(expert, 0.0) + part
+            ranks.append(held)
+        alone = sum(map(len, ranks)) == len(set().union(*ranks))
+        weights = () if alone else tuple(tuple(held.values()) for held in ranks)
+        found.append(ExpertSlots(slots=tuple(tuple(held) for held in ranks), shares=weights))
     return tuple(found)
 
 

@@ -100,7 +100,9 @@ def candidate_of(costs: Costs, config: ParallelConfig, placement: Placement) -> 
             hint="`meshwright plan` without `--layout` looks for one that fits",
             kind="infeasible",
         )
-    return estimate(costs, prepared)
+    found = estimate(costs, prepared)
+    kept = replace(found.placement, experts=placement.experts, interfaces=placement.interfaces)
+    return replace(found, placement=kept)
 
 
 def plan_for(

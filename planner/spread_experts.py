@@ -1,7 +1,9 @@
 """Experts spread over ranks, from measured entries: what a MoE layer's fullest rank computes, and
 what the exchange of tokens takes.
 
-    layer      = the whole layer on one rank + (load - 1) * its experts alone
+    layer      = the whole layer on one rank + (load - 1) * rows + (slots / experts - 1) * starts
+    starts, rows  what its experts alone take for no tokens and for those of a micro-batch: a
+                 straight line through their entries
     exchange   = 2 * all-to-all of the choices of a micro-batch, forward and again backward;
                  forward also the counts of tokens, a small message
     on hosts   : a rank that gets the share w of the choices gets w * bytes from each rank;
@@ -97,15 +99,32 @@ class SpreadExperts:
             total: float = getattr(whole, name)
             return max(0.0, total + factor * float(getattr(alone, name)))
 
+        def seconds(name: str) -> float:
+            starts = self._starts(name)
+            rows = float(getattr(alone, name)) - starts
+            return max(0.0, float(getattr(whole, name)) + more * rows + fewer * starts)
+
         return replace(
             whole,
-            forward_s=with_part("forward_s", more),
-            backward_s=with_part("backward_s", more),
+            forward_s=seconds("forward_s"),
+            backward_s=seconds("backward_s"),
             saved_bytes=with_part("saved_bytes", more),
             peak_bytes=with_part("peak_bytes", more),
             optimizer_s=with_part("optimizer_s", fewer),
             bucket_s=with_part("bucket_s", fewer),
         )
+
+    def _starts(self, name: str) -> float:
+        """Seconds of all experts of a layer without tokens: where the line through their entries
+        (least squares of the relative error) begins."""
+        points = self._table.points("experts", 1)
+        if len(points) < 2:
+            return 0.0
+        sizes = np.array([m for m, _ in points], dtype=np.float64)
+        times = np.array([getattr(cost, name) for _, cost in points])
+        rows = np.stack([1 / times, sizes / times], axis=1)
+        (begin, _), *_ = np.linalg.lstsq(rows, np.ones(len(times)), rcond=None)
+        return float(np.clip(begin, 0.0, times.min()))
 
     def sent_bytes(self, config: ParallelConfig) -> float:
         """Of all choices of a rank's micro-batch, one way."""

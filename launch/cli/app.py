@@ -105,6 +105,8 @@ def run(argv: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         _report(UserError("interrupted", kind="interrupted"), as_json)
         return Exit.INTERRUPTED
+    except SystemExit as e:  # how the parser ends what a shell asks of completion
+        return e.code if isinstance(e.code, int) else Exit.OK
     except BrokenPipeError:
         # The reader of our output left (`| head`): nothing to say, and nowhere to say it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -110,9 +110,10 @@ def _summary(found: "RoutingStatistics") -> list[str]:
             f"Next: an expert tells {statistics.median(next_bits):.2f} bits of the next layer's in "
             "the median"
         )
-    drifts = [(x.drift, x.drift_noise) for x in found.layers if x.drift and x.drift_noise]
+    drifts = [x.drift / x.drift_noise for x in found.layers
+              if x.drift is not None and x.drift_noise]  # fmt: skip
     if drifts:
-        ratio = statistics.median(drift / noise for drift, noise in drifts if noise)
+        ratio = statistics.median(drifts)
         lines.append(
             f"Drift: first and last of {found.windows} windows differ by {ratio:.1f} times what "
             "chance would"

@@ -1,4 +1,5 @@
-"""`meshwright launch`: run a plan with the reference runtime, here or on a cluster."""
+"""`meshwright launch`: run a plan with the reference runtime, here or on a cluster; or write it for
+another framework."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -105,6 +106,19 @@ def run(
     namespace: Annotated[
         str | None, typer.Option(help="Kubernetes.", show_default="the current one")
     ] = None,
+    framework: Annotated[
+        str | None,
+        typer.Option(
+            "--for",
+            help="Write it for megatron, megatron-bridge, torchtitan, torchtitan-0.2, deepspeed, "
+            "accelerate or nanotron.",
+            show_default="run it here",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", help="With --for: folder to write to.", show_default="print"),
+    ] = None,
     status: Annotated[
         Path | None,
         typer.Option(metavar="RUN", help="Say how a run is doing.", show_default=False),
@@ -147,7 +161,13 @@ def run(
         "record_routing": record_routing,
     }
     how = _recipe(ctx, recipe, flags)
-    if dry_run or prepare:
+    if framework is not None:
+        from launch.cli.launch_for import emit
+
+        emit(plan, framework, how, scheduler, out, as_json=as_json)
+    elif out is not None:
+        ctx.fail("--out goes with --for")
+    elif dry_run or prepare:
         _show(plan, runs, how, scheduler, prepare=prepare, as_json=as_json)
     else:
         _launch(plan, runs, how, scheduler, as_json=as_json)

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from launch.cli import complete
 from launch.cli.options import Json
 from launch.cli.terminal import say
 from profiler.errors import UserError
@@ -23,7 +24,12 @@ _WIDTH = 80
 
 
 def run(
-    kind: Annotated[str, typer.Argument(help=", ".join(KINDS), show_default="all")] = "",
+    kind: Annotated[
+        str,
+        typer.Argument(
+            help=", ".join(KINDS), show_default="all", autocompletion=complete.among(TITLES)
+        ),
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """List catalogued models, devices, node types, clusters and training software."""

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from launch.cli import complete
 from profiler.errors import UserError
 
 if TYPE_CHECKING:
@@ -13,7 +14,12 @@ if TYPE_CHECKING:
     from profiler.job import Precision
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
-_MODEL = typer.Option("-m", "--model", help="Hugging Face config.json, or a catalogue name.")
+_MODEL = typer.Option(
+    "-m",
+    "--model",
+    help="Hugging Face config.json, or a catalogue name.",
+    autocompletion=complete.models,
+)
 Model = Annotated[str, _MODEL]
 OptionalModel = Annotated[str | None, _MODEL]
 PlanFile = Annotated[Path, typer.Argument(help="plan.json", metavar="PLAN", show_default=False)]

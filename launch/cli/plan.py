@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from launch.cli import replan
+from launch.cli import complete, replan
 from launch.cli.exit import Exit
 from launch.cli.options import Json, OptionalModel, default_precision, search_options
 from launch.cli.routed import given_loads, read_routing, routed_plan
@@ -29,7 +29,12 @@ _WITH_FROM = {
 }
 Cluster = Annotated[
     str | None,
-    typer.Option("-c", "--cluster", help="Cluster YAML, or a name like h100-2x8."),
+    typer.Option(
+        "-c",
+        "--cluster",
+        help="Cluster YAML, or a name like h100-2x8.",
+        autocompletion=complete.clusters,
+    ),
 ]
 
 

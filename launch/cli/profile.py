@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from launch.cli.options import Json, parse_counts
+from launch.cli.options import Json, OptionalModel, parse_counts
 from launch.cli.plan import Cluster
 from launch.cli.terminal import STATE, Progress, note, say
 from profiler.errors import UserError
@@ -17,10 +17,7 @@ if TYPE_CHECKING:
 
 
 def run(
-    model: Annotated[
-        str | None,
-        typer.Option("-m", "--model", help="Hugging Face config.json, or a catalogue name."),
-    ] = None,
+    model: OptionalModel = None,
     nproc: Annotated[int, typer.Option(min=1, max=1024, help="Processes to measure with.")] = 4,
     seq_len: Annotated[int, typer.Option(min=1, help="Tokens per sequence.")] = 128,
     micro_batches: Annotated[str, typer.Option(help="Micro-batch sizes to measure.")] = "1,2,4",

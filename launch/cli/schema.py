@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
+from launch.cli import complete
 from launch.cli.terminal import say
 from profiler.errors import UserError
 
@@ -22,7 +23,12 @@ KINDS = {
 
 
 def run(
-    kind: Annotated[str, typer.Argument(help=", ".join(KINDS), show_default="lists them")] = "",
+    kind: Annotated[
+        str,
+        typer.Argument(
+            help=", ".join(KINDS), show_default="lists them", autocompletion=complete.among(KINDS)
+        ),
+    ] = "",
 ) -> None:
     """Print the JSON Schema of a kind of file."""
     if not kind:

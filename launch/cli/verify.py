@@ -7,7 +7,7 @@ import typer
 
 from launch.cli.exit import Exit
 from launch.cli.options import Json, PlanFile
-from launch.cli.terminal import say
+from launch.cli.terminal import note, say
 
 if TYPE_CHECKING:
     from launch.verify import MemorySplit, Verdict
@@ -18,23 +18,43 @@ Tolerance = Annotated[
 
 
 def run(
+    ctx: typer.Context,
     plan: PlanFile,
     observed: Annotated[
-        Path, typer.Argument(help="observed.json of a run", metavar="OBSERVED", show_default=False)
-    ],
+        Path | None,
+        typer.Argument(help="observed.json of a run", metavar="[OBSERVED]", show_default=False),
+    ] = None,
+    log: Annotated[
+        Path | None,
+        typer.Option(help="Instead: log of Megatron-LM or torchtitan.", show_default="none"),
+    ] = None,
+    skip: Annotated[int, typer.Option(min=0, max=10**6, help="First steps of it left out.")] = 2,
     tolerance: Tolerance = 0.1,
     as_json: Json = False,
 ) -> int:
     """Compare a plan's prediction with its run; exit 4 beyond the tolerance."""
     from launch.artifact import read_observed, read_plan
-    from launch.verify import verify
+    from launch.training_log import read_log
+    from launch.verify import verify, verify_log
     from profiler.codec import encode
 
-    verdict = verify(read_plan(plan), read_observed(observed), tolerance)
+    if (observed is None) == (log is None):
+        ctx.fail("Give OBSERVED or --log, one of them.")
+    content = read_plan(plan)
+    if log is not None:
+        run = read_log(log, content, skip)
+        verdict = verify_log(content, run, tolerance)
+        if run.kind == "torchtitan" and run.peak_bytes:
+            note("torchtitan's memory is what its allocator reserved, not what tensors took")
+    else:
+        assert observed is not None
+        verdict = verify(content, read_observed(observed), tolerance)
     if as_json:
         typer.echo(encode(verdict), nl=False)
     else:
         print_verdict(verdict)
+        if len(verdict.rows) < 3:
+            say("Steps of ranks are not split in such a log: no components")
     return Exit.OK if verdict.within else Exit.DIFFERS
 
 

@@ -124,20 +124,26 @@ class Meeting:
     port: str = str(DEFAULT_PORT)
 
 
+def torchrun_of(python: str) -> tuple[str, ...]:
+    """torchrun of an interpreter."""
+    return (python, "-P", "-m", "torch.distributed.run")
+
+
 def torchrun(
     num_ranks: int,
     *,
     max_restarts: int = 0,
     meeting: Meeting | None = None,
     python: str = sys.executable,
+    start: tuple[str, ...] = (),
 ) -> tuple[str, ...]:
     """The start of a torchrun command line: `num_ranks` processes on this node.
 
     After one failed all are started again, up to `max_restarts` times. Nodes keep the order of
     their node ranks. Only where they must meet again after a fault do they have none: there
-    torchrun sorts them by their addresses.
+    torchrun sorts them by their addresses. `start` is torchrun itself; empty: that of `python`.
     """
-    base = (python, "-P", "-m", "torch.distributed.run")
+    base = start or torchrun_of(python)
     each = (f"--nproc-per-node={num_ranks}", f"--max-restarts={max_restarts}")
     if meeting is None:
         return (*base, "--standalone", *each)
@@ -166,6 +172,31 @@ def worker(run_dir: Path) -> tuple[str, ...]:
     """What each rank runs, after the interpreter's own options."""
     plan = str(run_dir / "plan.json")
     return ("-m", "launch.runtime.train", "--plan", plan, "--run-dir", str(run_dir))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankProgram:
+    """What starts the ranks, and what they run."""
+
+    torchrun: tuple[str, ...]
+    """One for the ranks of a node."""
+    interpreter: tuple[str, ...]
+    """One for each rank."""
+    argv: tuple[str, ...]
+    """What follows either."""
+    env: tuple[tuple[str, str], ...]
+    per_node: tuple[str, ...] = ()
+    """Instead of torchrun: starts the ranks of a node itself, told which by $NODE_RANK."""
+
+
+def runtime(run_dir: Path, python: str) -> RankProgram:
+    """The reference runtime."""
+    return RankProgram(
+        torchrun=torchrun_of(python),
+        interpreter=(python, "-P"),
+        argv=worker(run_dir),
+        env=WORKER_ENV,
+    )
 
 
 def command(plan: Plan, run_dir: Path, recipe: Recipe) -> Command:

@@ -94,34 +94,28 @@ def statistics_of(routing: Routing, *, windows: int = WINDOWS) -> RoutingStatist
     else:
         each, tokens, k = _windows(routing, windows), routing.num_tokens, routing.ids.shape[2]
         dropped = float((routing.ids == DROPPED).mean())
-    found = []
-    for layer in range(routing.num_layers):
-        drift, noise = drift_of(each[:, layer], k or 1)
-        pair, pair_bits, next_bits = None, None, None
-        if isinstance(routing, RoutingTrace):
-            pair, pair_bits = _together(routing, layer)
-            if layer + 1 < routing.num_layers:
-                next_bits = next_layer_bits(routing, layer)
-        load = each[:, layer].sum(axis=0).astype(np.float64)
-        mean = float(load.mean()) or 1.0
-        found.append(
-            LayerStatistics(
-                layer=layer,
-                max_over_mean=float(load.max()) / mean,
-                variation=float(load.std()) / mean,
-                entropy_bits=entropy_bits(load),
-                unused=int((load == 0).sum()),
-                drift=drift,
-                drift_noise=noise,
-                pair=pair,
-                pair_bits=pair_bits,
-                next_bits=next_bits,
-            )
-        )
+    layers = tuple(_layer(routing, each[:, i], i, k or 1) for i in range(routing.num_layers))
     return RoutingStatistics(
         model=routing.model, num_tokens=tokens, num_experts=routing.num_experts, top_k=k,
         dropped_share=dropped, windows=len(each), most_bits=math.log2(routing.num_experts),
-        layers=tuple(found),
+        layers=layers,
+    )  # fmt: skip
+
+
+def _layer(routing: Routing, windows: Counts, layer: int, k: int) -> LayerStatistics:
+    """Of one layer, whose counts are `windows` [windows, experts]."""
+    drift, noise = drift_of(windows, k)
+    pair, pair_bits, next_bits = None, None, None
+    if isinstance(routing, RoutingTrace):
+        pair, pair_bits = _together(routing, layer)
+        if layer + 1 < routing.num_layers:
+            next_bits = next_layer_bits(routing, layer)
+    load = windows.sum(axis=0).astype(np.float64)
+    mean = float(load.mean()) or 1.0
+    return LayerStatistics(
+        layer=layer, max_over_mean=float(load.max()) / mean, variation=float(load.std()) / mean,
+        entropy_bits=entropy_bits(load), unused=int((load == 0).sum()), drift=drift,
+        drift_noise=noise, pair=pair, pair_bits=pair_bits, next_bits=next_bits,
     )  # fmt: skip
 
 
@@ -174,7 +168,8 @@ def _together(trace: RoutingTrace, layer: int) -> tuple[Pair | None, float | Non
     best = int(information.argmax())
     pair = Pair(
         first=int(rows[0][best]), second=int(rows[1][best]),
-        lift=float(seen[best] / likely[best]), share=float(seen[best]) / trace.num_tokens,
+        lift=float(seen[best] / max(likely[best], TINY)),
+        share=float(seen[best]) / trace.num_tokens,
     )  # fmt: skip
     return pair, bits
 

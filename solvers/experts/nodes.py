@@ -54,8 +54,10 @@ def node_parts(problem: Problem, layer: int, node: Ints, spare: Ints, scale: flo
         kept = mine[np.cumsum(wants) <= spare[target]]
         part[expert[kept], target] = x[kept]
     away = part.sum(axis=1) - part[np.arange(len(load)), node]
-    part = np.where(away[:, None] > 1, part / np.maximum(away, 1)[:, None], part)
-    part[np.arange(len(load)), node] = np.maximum(0, 1 - np.minimum(away, 1))
+    # Of what goes almost wholly nothing stays: that frees a slot.
+    gone = away > 1 - _LEAST
+    part[gone] /= away[gone, None]
+    part[np.arange(len(load)), node] = np.where(gone, 0.0, 1 - away)
     return part
 
 

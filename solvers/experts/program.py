@@ -104,7 +104,8 @@ def _cbc(program: Program, limit: float, seed: int) -> SolveResult[Ints]:
     pulp = _library("pulp", "PuLP")
     model = pulp.LpProblem("experts", pulp.LpMinimize)
     x: list[Any] = [
-        pulp.LpVariable(f"x{at}", 0, upper, cat="Integer") for at, upper in enumerate(program.upper)
+        model.add_variable(f"x{at}", 0, upper, cat="Integer")
+        for at, upper in enumerate(program.upper)
     ]
     model += pulp.LpAffineExpression(
         [(x[at], cost) for at, cost in enumerate(program.cost) if cost]
@@ -123,7 +124,9 @@ def _cbc(program: Program, limit: float, seed: int) -> SolveResult[Ints]:
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         model.solve(
-            pulp.PULP_CBC_CMD(
+            pulp.COIN_CMD(
+                # The one that PuLP brings, else the system's.
+                path=getattr(pulp.PULP_CBC_CMD, "pulp_cbc_path", None),
                 msg=False,
                 timeLimit=limit,
                 threads=1,

@@ -4,7 +4,7 @@ to be.
     auto    one slot per expert, at most 8 experts on 4 ranks    exact
             traffic "chained", one slot per expert, 16 ranks     sweeps, level
             traffic "chained" otherwise                          level
-            traffic "home"                                       hybrid, level
+            traffic "home"                                       hybrid, level; swaps (`refine`)
             contiguous and EPLB are looked at as well (with "home" layer by layer), so that the
             result is never worse than they are on the objective
     moetuner, exflow: their integer programs by CP-SAT, with `_cbc` by CBC (`ilp`); one slot per
@@ -26,6 +26,7 @@ from solvers.experts.ilp import exflow, moetuner
 from solvers.experts.level import level
 from solvers.experts.problem import Floats, Placed, Problem, held
 from solvers.experts.program import Library
+from solvers.experts.refine import refined, refines
 from solvers.experts.score import flows_of, times
 from solvers.experts.sweeps import placed_of, sweeps
 from solvers.experts.traffic import hops
@@ -72,20 +73,36 @@ def solve(
     """
     if method.startswith(("moetuner", "exflow")):
         return _programmed(problem, objective, effort, method)
-    names = _chosen(problem, objective) if method == "auto" else (method,)
+    if method != "auto":
+        placed = _place(problem, method, objective, seed, effort)
+        value = float(layer_costs(problem, placed, objective).sum())
+        limit = value if method == "exact" else _bound(problem, objective)
+        return _result(placed, value, limit, method)
+    if fits(problem):
+        return solve(problem, objective=objective, seed=seed, method="exact")
+    names = _chosen(problem, objective)
     found = [_place(problem, name, objective, seed, effort) for name in names]
+    best, value, which = _best(problem, objective, found)
+    return _result(best, value, _bound(problem, objective), names[which])
+
+
+def _best(problem: Problem, objective: Objective, found: list[Placed]) -> tuple[Placed, float, int]:
+    """(the best, what it costs, which it is mostly): where layers do not depend on each other, the
+    best of each, and after swaps where those help."""
+    linked = _linked(problem, objective)
     costs = np.empty((len(found), problem.num_layers))
     for number, placed in enumerate(found):
-        known = costs[:number].min(axis=0) if number and not _linked(problem, objective) else None
+        known = costs[:number].min(axis=0) if number and not linked else None
         costs[number] = layer_costs(problem, placed, objective, known)
     which = int(costs.sum(axis=1).argmin())
-    best = found[which]
-    if not _linked(problem, objective) and len(found) > 1:
-        best = _of_each_layer(found, costs)
-        costs[which] = costs.min(axis=0)
-    value = float(costs[which].sum())
-    limit = value if names[which] == "exact" else _bound(problem, objective)
-    return _result(best, value, limit, names[which])
+    if linked:
+        return found[which], float(costs[which].sum()), which
+    best, cost = _of_each_layer(found, costs), costs.min(axis=0)
+    if objective == "time" and refines(problem):
+        swapped = refined(problem, best)
+        after = np.stack([cost, layer_costs(problem, swapped, objective)])
+        best, cost = _of_each_layer([best, swapped], after), after.min(axis=0)
+    return best, float(cost.sum()), which
 
 
 def _programmed(
@@ -153,9 +170,7 @@ def _bound(problem: Problem, objective: Objective) -> float:
 
 
 def _chosen(problem: Problem, objective: Objective) -> tuple[Method, ...]:
-    """The methods that auto looks at."""
-    if fits(problem):
-        return ("exact",)
+    """The methods that auto looks at where exact does not fit."""
     plain: tuple[Method, ...] = ("contiguous", "eplb_global")
     if problem.num_groups > 1 and problem.num_groups % problem.num_nodes == 0:
         plain = ("contiguous", "eplb", "eplb_global")

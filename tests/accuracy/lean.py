@@ -9,6 +9,7 @@ result in docs/benchmarks/runtime.md.
 
 import argparse
 import gc
+import itertools
 import platform
 import statistics
 import tempfile
@@ -27,6 +28,7 @@ from launch.runtime.model import Stage
 from launch.runtime.optimizer import make_adamw
 from launch.runtime.pieces import first_value
 from launch.runtime.record import Recorder
+from launch.runtime.routing_log import RoutingLog
 from launch.runtime.trainer import Trainer
 from planner.config import ParallelConfig, Placement
 from profiler.job import JobSpec
@@ -35,6 +37,7 @@ from profiler.model import ModelSpec
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "benchmarks" / "runtime.md"
 PAIRS, WARMUP, MICRO_BATCHES = 40, 4, 2
+PLAIN = "plain loop"
 MODELS = {
     "dense": ModelSpec(
         name="dense", family="llama", vocab_size=2048, hidden_size=256, num_layers=4, num_heads=8,
@@ -52,7 +55,11 @@ CONFIG = ParallelConfig(
 )  # fmt: skip
 
 
-def _plain(model: ModelSpec) -> Callable[[Tensor, Tensor], float]:
+Loop = Callable[[Tensor, Tensor], float]
+"""Trains a step on inputs and targets; its loss."""
+
+
+def _plain(model: ModelSpec) -> Loop:
     stage = Stage(model, 0, len(model.blocks))
     with torch.no_grad():
         for name, parameter in stage.named_parameters():
@@ -79,7 +86,10 @@ def _plain(model: ModelSpec) -> Callable[[Tensor, Tensor], float]:
     return step
 
 
-def _runtime(model: ModelSpec, *, recording: bool) -> Callable[[Tensor, Tensor], float]:
+def runtime_loop(
+    model: ModelSpec, *, recording: bool, routing: float = 0.0, run_dir: Path | None = None
+) -> Loop:
+    """The trainer; `routing` is the share of tokens whose experts are recorded, into `run_dir`."""
     placement = Placement(stages=((0, len(model.blocks)),))
     mesh = build_mesh(CONFIG, placement, "cpu")
     recorder = Recorder(mesh.axis_of_group())
@@ -88,40 +98,58 @@ def _runtime(model: ModelSpec, *, recording: bool) -> Callable[[Tensor, Tensor],
         make_optimizer=make_adamw(Recipe()), device=torch.device("cpu"), seed=0,
     )  # fmt: skip
 
+    log = None
+    if run_dir is not None:
+        log = RoutingLog(trainer, JOB, CONFIG, recorder, share=routing, seed=0, run_dir=run_dir)
+    number = itertools.count()
+
     def step(inputs: Tensor, targets: Tensor) -> float:
+        if log is not None:
+            log.begin(next(number), torch.device("cpu"))
         if not recording:
             loss = trainer.step(inputs, targets).loss
         else:
             with recorder.active():
                 loss = trainer.step(inputs, targets).loss
             recorder.drain()
+        if log is not None:
+            log.end()
         return float(loss) if loss is not None else 0.0
 
     return step
 
 
-def _seconds(step: Callable[[Tensor, Tensor], float], tokens: Tensor) -> tuple[float, float]:
-    start = time.perf_counter()
+def _seconds(step: Loop, tokens: Tensor, clock: Callable[[], float]) -> tuple[float, float]:
+    start = clock()
     loss = step(tokens[:, :-1], tokens[:, 1:])
-    return time.perf_counter() - start, loss
+    return clock() - start, loss
 
 
 def compare(model: ModelSpec) -> dict[str, list[float]]:
-    """Seconds of each loop's steps, in turn; the losses must agree."""
+    """Seconds of the steps of plain loop and runtime."""
     loops = {
-        "plain loop": _plain(model),
-        "runtime, recording": _runtime(model, recording=True),
-        "runtime, not recording": _runtime(model, recording=False),
+        PLAIN: _plain(model),
+        "runtime, recording": runtime_loop(model, recording=True),
+        "runtime, not recording": runtime_loop(model, recording=False),
     }
+    return in_turn(loops, model.vocab_size, PAIRS)
+
+
+def in_turn(
+    loops: dict[str, Loop], vocab_size: int, pairs: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:  # fmt: skip
+    """Seconds of each loop's steps, in turn; the losses must agree."""
     times: dict[str, list[float]] = {name: [] for name in loops}
     generator = torch.Generator().manual_seed(0)
     names = list(loops)
-    for i in range(WARMUP + PAIRS):
+    for i in range(WARMUP + pairs):
         shape = (JOB.global_batch, JOB.seq_len + 1)
-        tokens = torch.randint(0, model.vocab_size, shape, generator=generator)
+        tokens = torch.randint(0, vocab_size, shape, generator=generator)
         losses = []
-        for name in names[i % 3 :] + names[: i % 3]:  # none is always first
-            seconds, loss = _seconds(loops[name], tokens)
+        first = i % len(names)
+        for name in names[first:] + names[:first]:  # none is always first
+            seconds, loss = _seconds(loops[name], tokens, clock)
             losses.append(loss)
             times[name] += [seconds] if i >= WARMUP else []
         if max(losses) - min(losses) > 1e-4:
@@ -129,9 +157,9 @@ def compare(model: ModelSpec) -> dict[str, list[float]]:
     return times
 
 
-def rows(times: dict[str, list[float]], label: str) -> list[str]:
-    """Markdown rows: median seconds, and the ratio to the plain loop's neighbouring step."""
-    base = times["plain loop"]
+def rows(times: dict[str, list[float]], label: str, base_name: str = PLAIN) -> list[str]:
+    """Markdown rows: median seconds, and the ratio to the neighbouring step of the base."""
+    base = times[base_name]
     out = []
     for name, seconds in times.items():
         ratios = sorted(a / b for a, b in zip(seconds, base, strict=True))

@@ -1,6 +1,8 @@
 """`experts show` and `experts import`: what they print, draw and write, and what they refuse."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +21,21 @@ def trace(tmp_path):
     path = tmp_path / "trace.npz"
     path.write_bytes(routing_bytes(drawn_trace(2000, 30, 300, 4)))
     return path
+
+
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "routing.md"
+
+
+def test_commands_and_options_of_the_docs_exist(meshwright):
+    (block,) = re.findall(r"```sh\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    lines = block.splitlines()
+    assert len(lines) == 3
+    for line in lines:
+        words = line.split()
+        command = words[1:3] if words[1] == "experts" else words[1:2]
+        helped = meshwright(*command, "--help").out
+        for option in re.findall(r"(?<!\S)--?[a-z][a-z-]*", line):
+            assert re.search(rf"(?<!\S){option}\b", helped), option
 
 
 def test_help_fits(meshwright):
@@ -51,7 +68,7 @@ def test_counts_have_dashes_where_tokens_would_be_needed(meshwright, tmp_path):
     result = meshwright("experts", "show", path)
     assert result.out.splitlines()[0] == "routing: counts, 2 MoE layers of 4 experts"
     row = result.out.splitlines()[4].split()
-    assert row == ["0", "1.63", "0.43", "1.88", "0", "-", "-", "-", "-", "-", "-"]
+    assert row == ["0", "1.63", "0.43", "1.87", "0", "-", "-", "-", "-", "-", "-"]
     assert "Drift" not in result.out
 
 

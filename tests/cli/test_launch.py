@@ -81,6 +81,8 @@ def tiny_config(**changes):
         (("--data", "tokens.bin"), 1, "tokens.bin: there is no `tokens.bin.json` beside it", "uint16"),
         (("--data", "tokens.npy"), 1, "tokens.npy: not a NumPy array file", None),
         (("--data", "."), 1, "it is not a file", None),
+        (("--record-routing", 0.1), 1, "tiny-llama has no experts whose routing could be recorded", "leave `record_routing` out"),
+        (("--record-routing", 1.5), 2, "invalid value for '--record-routing'", None),
         (("--rebalance-experts-every", 5), 1, "experts cannot be moved: there are none", "leave `rebalance_experts_every` out"),
         (("--rebalance-experts-gain", -1), 2, "invalid value for '--rebalance-experts-gain'", None),
     ],
@@ -111,7 +113,7 @@ def test_what_was_typed_wins_over_the_recipe(meshwright, tmp_path):
     tiny_plan(meshwright)
     (tmp_path / "recipe.yaml").write_text(
         "steps: 500\nlearning_rate: 1e-4\nclip_norm: 1\nmax_restarts: 3\ntrace: true\n"
-        "lr_schedule: cosine\ndata: my.txt\nweights: base\n"
+        "lr_schedule: cosine\ndata: my.txt\nweights: base\nrecord_routing: 0.5\n"
     )
     ask = ("launch", "plan.json", "--dry-run", "--json")
     document = json.loads(meshwright(*ask, "--recipe", "recipe.yaml").out)
@@ -121,15 +123,17 @@ def test_what_was_typed_wins_over_the_recipe(meshwright, tmp_path):
     assert (recipe["data"], recipe["weights"]) == (str(tmp_path / "my.txt"), str(tmp_path / "base"))
     flags = (
         "--recipe", "recipe.yaml", "--steps", 10, "--lr", 0.01, "--clip", 0, "--max-restarts", 0,
-        "--no-trace", "--checkpoint-every", 5, "--rebalance-experts-every", 20,
-        "--rebalance-experts-gain", 2.5, "--data", "b.npy", "--weights", "w", "--seed", 7,
+        "--record-routing", 0, "--no-trace", "--checkpoint-every", 5,
+        "--rebalance-experts-every", 20, "--rebalance-experts-gain", 2.5, "--data", "b.npy",
+        "--weights", "w", "--seed", 7,
     )  # fmt: skip
     document = json.loads(meshwright(*ask, *flags).out)
     assert "--max-restarts=0" in document["argv"]
     changed = {
         "steps": 10, "learning_rate": 0.01, "clip_norm": 0, "max_restarts": 0, "trace": False,
         "checkpoint_every": 5, "data": str(tmp_path / "b.npy"), "weights": str(tmp_path / "w"),
-        "seed": 7, "rebalance_experts_every": 20, "rebalance_experts_gain": 2.5,
+        "seed": 7, "record_routing": 0.0, "rebalance_experts_every": 20,
+        "rebalance_experts_gain": 2.5,
     }  # fmt: skip
     assert document["recipe"] == recipe | changed
     assert not (tmp_path / "runs").exists()
@@ -143,7 +147,8 @@ def test_the_flags_have_the_defaults_of_a_recipe(meshwright):
     for flag, field in {
         "steps": "steps", "warmup": "warmup", "seed": "seed", "lr": "learning_rate",
         "clip": "clip_norm", "checkpoint-every": "checkpoint_every",
-        "max-restarts": "max_restarts", "rebalance-experts-every": "rebalance_experts_every",
+        "max-restarts": "max_restarts", "record-routing": "record_routing",
+        "rebalance-experts-every": "rebalance_experts_every",
         "rebalance-experts-gain": "rebalance_experts_gain",
     }.items():  # fmt: skip
         text = " ".join(shown.split(f"--{flag} <")[1].split("\n  --")[0].split())

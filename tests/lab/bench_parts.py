@@ -48,8 +48,9 @@ class Case:
 
 
 def profiled(
-    folder: Path, ranks: Ranks, model: ModelSpec, job: JobSpec, tp_degrees: tuple[int, ...] = (1, 2)
-) -> Profile:
+    folder: Path, ranks: Ranks, model: ModelSpec, job: JobSpec,
+    tp_degrees: tuple[int, ...] = (1, 2), micro_batches: tuple[int, ...] = (1, 2, 4),
+) -> Profile:  # fmt: skip
     """Blocks and transfers of one host, measured where they are not yet in the folder."""
     path = folder / "profile.json"
     if not path.exists():
@@ -57,7 +58,7 @@ def profiled(
             model=model,
             seq_len=job.seq_len,
             precision=job.precision,
-            micro_batches=(1, 2, 4),
+            micro_batches=micro_batches,
             tp_degrees=tp_degrees,
             num_processes=PER_HOST,
             memory_bytes=2 << 30,

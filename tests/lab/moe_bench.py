@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from launch.recipe import Recipe
+from launch.recipe import Recipe, read_recipe
 from launch.routing_files import read_any_routing
 from planner.config import ExpertSlots
 from planner.expert_placement import place, slots_of_layers, usual
@@ -40,10 +40,10 @@ from tests.lab.topology import shipped
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "tiny-moe"
 TOPOLOGIES = ("uniform", "two-islands", "one-bad-nic")
-JOB = JobSpec(global_batch=16, seq_len=128, precision="fp32")
-EP, REPLICAS, STEPS, SETTLED = 8, 8, 4, 300
+JOB = JobSpec(global_batch=64, seq_len=128, precision="fp32")
+EP, REPLICAS, STEPS, SETTLED, MICRO_BATCH = 8, 8, 3, 300, 8
 """Ranks; spare slots of a layer; timed steps of a run; training steps after which routing has
-nearly settled."""
+nearly settled; sequences of a micro-batch."""
 
 
 def trained(folder: Path) -> tuple[Path, RoutingTrace]:
@@ -52,7 +52,7 @@ def trained(folder: Path) -> tuple[Path, RoutingTrace]:
     if not list(runs.glob("*/routing.npz")):
         ask = (
             "plan", "-m", EXAMPLE / "config.json", "-c", "cpu-1x2", "--layout",
-            EXAMPLE / "layout.yaml", "--seq-len", JOB.seq_len, "--global-batch", JOB.global_batch,
+            EXAMPLE / "layout.yaml", "--seq-len", JOB.seq_len, "--global-batch", 16,
             "--precision", JOB.precision, "-o", folder / "plan.json",
         )  # fmt: skip
         train = (
@@ -89,7 +89,7 @@ def placements(
 def cases(facts: Profile, routing: RoutingTrace) -> Iterator[Case]:
     """Every placement under the one layout, priced with its loads."""
     for name, layers in placements(facts, routing):
-        layout = LayoutFile(dp_replicate=EP, ep=EP, micro_batch=1, experts=layers)
+        layout = LayoutFile(dp_replicate=EP, ep=EP, micro_batch=MICRO_BATCH, experts=layers)
         priced = with_layout(facts, routing, JOB, layers)
         plan = plan_for(facts.model, JOB, priced, layout, name)
         yield Case(name=name, order="placed", plan=plan, nic="eth0")
@@ -106,10 +106,16 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     source, routing = trained(folder)
     model = resolve_model(str(EXAMPLE / "config.json"))
-    recipe = Recipe(steps=STEPS, learning_rate=0.0, resume=str(source))
+    done = read_recipe(EXAMPLE / "recipe.yaml")
+    # A run that goes on counts the steps before it; its first has no beginning.
+    recipe = Recipe(
+        steps=done.steps + 1 + STEPS, warmup=done.warmup, learning_rate=0.0, resume=str(source)
+    )
     results: dict[str, list[dict[str, Any]]] = {}
     with Ranks() as ranks:
-        profile = profiled(folder, ranks, model, JOB, tp_degrees=(1,))
+        profile = profiled(
+            folder, ranks, model, JOB, tp_degrees=(1,), micro_batches=(2, 4, MICRO_BATCH)
+        )
         for name in (args.only,) if args.only else TOPOLOGIES:
             with Lab(shipped(name)) as lab:
                 links = measured_links(folder, lab, ranks, "eth0")

@@ -26,6 +26,7 @@ def test_the_defaults_are_a_plain_run() -> None:
     assert (recipe.learning_rate, recipe.lr_schedule, recipe.clip_norm) == (3e-4, "constant", 0.0)
     assert (recipe.beta1, recipe.beta2, recipe.weight_decay) == (0.9, 0.95, 0.01)
     assert (recipe.checkpoint_every, recipe.max_restarts, recipe.trace) == (0, 0, False)
+    assert recipe.record_routing == 0.0
     assert recipe.total_steps == recipe.lr_steps == recipe.warmup + recipe.steps == 12
     assert recipe.data_file == bundled_text()
     assert recipe.data_file.is_file()
@@ -76,6 +77,7 @@ WRONG = [
     ("beta2: 1.0\n", "recipe.yaml:1: `beta2`: input should be less than 1", None),
     ("epsilon: 0\n", "recipe.yaml:1: `epsilon`: input should be greater than 0", None),
     ("keep_checkpoints: 0\n", "recipe.yaml:1: `keep_checkpoints`: input should be greater than or equal to 1", None),
+    ("record_routing: 2\n", "recipe.yaml:1: `record_routing`: input should be less than or equal to 1, not `2`", None),
     ("trace: 1\n", "recipe.yaml:1: `trace`: input should be a valid boolean", None),
     ("data: 7\n", "recipe.yaml:1: `data`: input should be a valid string", None),
     ("- steps\n", "recipe.yaml:1: ", None),

@@ -230,6 +230,7 @@ def test_sglang_passes_sum_replicas() -> None:
         ([1], "this is no recording of expert distribution"),
         ({"records": []}, "`last_physical_to_logical_map` is missing, or no tensor"),
         (per_token(records=[]), "there are no records of passes"),
+        (per_token(records=[{"forward_pass_id": "x"}]), "`forward_pass_id` is no number"),
         (per_token(records=[{}]), "`global_physical_count` is missing, or no tensor"),
         (
             per_token(last_physical_to_logical_map=np.zeros((4, 2), np.int64)),

@@ -148,6 +148,16 @@ def test_dropped_choices_count_nowhere() -> None:
     assert statistics_of(idle).layers[0].next_bits == 0
 
 
+def test_one_expert_that_every_token_has() -> None:
+    """Its pairs are no news: nothing else could have been."""
+    others = 1 + np.random.default_rng(0).integers(0, 5, 900)
+    ids = np.stack([np.zeros(900), others], axis=1).astype(np.int16)[:, None]
+    (layer,) = statistics_of(RoutingTrace(ids=ids, num_experts=6)).layers
+    assert layer.pair is not None
+    assert layer.pair.lift == pytest.approx(1.0, abs=0.02)
+    assert layer.pair_bits == pytest.approx(0.0, abs=0.02)
+
+
 def test_few_tokens_and_one_expert() -> None:
     one = statistics_of(RoutingTrace(ids=np.zeros((1, 2, 1), np.int16), num_experts=1))
     assert (one.most_bits, one.windows) == (0, 1)

@@ -58,7 +58,7 @@ def _records(records: list[Any], logical: Array, place: str, num_experts: int | 
     num_experts = num_experts or int(logical.max(initial=0)) + 1
     if any(not isinstance(record, dict) for record in records) or not records:
         raise UserError("there are no records of passes", place=place)
-    ordered = sorted(records, key=lambda r: int(r.get("forward_pass_id", 0)))
+    ordered = sorted(records, key=lambda r: _pass_of(r, place))
     if all(_IDS in record for record in ordered):
         parts = [_logical_ids(_array(record, _IDS, place), logical, place) for record in ordered]
         if len({part.shape[2] for part in parts}) > 1:
@@ -72,6 +72,13 @@ def _records(records: list[Any], logical: Array, place: str, num_experts: int | 
     windows = [_logical_counts(_array(r, _COUNT, place), logical, num_experts, place)
                for r in ordered]  # fmt: skip
     return _counts(np.stack(windows), place, num_experts)
+
+
+def _pass_of(record: dict[str, Any], place: str) -> int:
+    found = record.get("forward_pass_id", 0)
+    if isinstance(found, bool) or not isinstance(found, int):
+        raise UserError("`forward_pass_id` is no number", place=place)
+    return found
 
 
 def _logical_ids(ids: Array, logical: Array, place: str) -> Array:

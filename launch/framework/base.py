@@ -1,0 +1,163 @@
+"""What an emitter makes of a plan: files for a framework, and the command that its ranks run.
+
+An emitter says a plan in a framework's own words. What the framework has no words for it refuses
+(`refuse`), with the pins that lead `meshwright plan` to the nearest plan which it has. What the
+plan does not know - data, tokenizer, checkout of the framework - is a variable of the script that
+the user sets (`Need`); nothing is made up.
+"""
+
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from planner.layout import check_devices_of, check_layout
+from planner.plan import Plan
+from planner.where import nodes_of_ranks
+from profiler.codec import replace
+from profiler.errors import UserError
+
+SCRIPT_NAME = "train.sh"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Need:
+    """A variable of the script that the user sets."""
+
+    name: str
+    meaning: str
+    default: str = ""
+    """Value where it is not set; empty: the script ends with the meaning as its error."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Emitted:
+    """A plan in a framework's words."""
+
+    title: str
+    """Framework and release, for people: `Megatron-LM (megatron-core 0.19.2)`."""
+    files: dict[str, str]
+    """Name -> text of what the framework reads, beside the script; `$HERE` in `words` is their
+    folder."""
+    words: tuple[str, ...]
+    """What each rank runs, as words of bash, after torchrun or the interpreter."""
+    starts_ranks: bool = False
+    """The words start all ranks of a node; else what the script is given does."""
+    body: tuple[str, ...] = ()
+    """Lines of the script that the words rely on."""
+    env: tuple[tuple[str, str], ...] = ()
+    needs: tuple[Need, ...] = ()
+    differs: tuple[str, ...] = ()
+    """Sentences: where the framework does otherwise than the plan counts on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Something of the plan that the framework cannot do."""
+
+    why: str
+    pin: str = ""
+    """`axis=value` that avoids it."""
+    option: str = ""
+    """Another option of `plan` that does; with neither, nothing does."""
+
+
+def refuse(plan: Plan, title: str, refusals: Iterable[Refusal]) -> None:
+    """Raise `UserError` with all that is refused, and the pins of the nearest plan."""
+    found = list(refusals)
+    if not found:
+        return
+    pins = dict.fromkeys(r.pin for r in found if r.pin)
+    options = dict.fromkeys(r.option for r in found if r.option)
+    if any(not (r.pin or r.option) for r in found):
+        hint = "emit it for another framework, or launch it without `--for`"
+    else:
+        added = [f"--pin {','.join(pins)}"] if pins else []
+        added += options
+        hint = f"the nearest plan that it runs: `meshwright plan ... {' '.join(added)}`"
+    raise UserError(
+        f"{title} does not run layout `{plan.chosen.config.label}` of `{plan.model.name}`: "
+        + "; ".join(dict.fromkeys(r.why for r in found)),
+        hint=hint,
+        place=f"plan {plan.id}",
+    )
+
+
+def check_emittable(plan: Plan) -> None:
+    """Raise `UserError` for a layout that cannot be, whatever runs it."""
+    chosen, place = plan.chosen, f"plan {plan.id}"
+    check_layout(plan.model, plan.job, chosen.config, chosen.placement, place=place)
+    check_devices_of(plan.cluster, chosen.config, chosen.placement, place=place)
+
+
+def in_order_of(plan: Plan, coordinates: Sequence[int]) -> Plan:
+    """The plan with rank i at coordinate `coordinates[i]`, on the device that the plan gives it.
+
+    Frameworks number ranks by coordinates, in an order of their own. So ranks are mapped by where
+    each is started: this changes no coordinate's device.
+    """
+    chosen, placement = plan.chosen, plan.chosen.placement
+    ranks = placement.ranks or range(chosen.config.num_devices)
+    device_of = placement.devices or tuple(ranks)
+    devices = tuple(device_of[at] for at in coordinates)
+    moved = replace(placement, ranks=(), devices=devices)
+    return replace(plan, chosen=replace(chosen, placement=moved))
+
+
+def has_runs(plan: Plan) -> bool:
+    """Whether the ranks of each node follow each other, as torchrun numbers them."""
+    nodes = nodes_of_ranks(plan.cluster, plan.chosen.config, plan.chosen.placement)
+    return sum(a != b for a, b in pairwise(nodes)) < len(set(nodes))
+
+
+def script(plan: Plan, emitted: Emitted) -> str:
+    """`train.sh`: runs what it is given (torchrun, or the interpreter) with the plan's words."""
+    lines = [
+        "#!/bin/bash",
+        f"# Plan {plan.id}, {plan.chosen.config.label}, for {emitted.title}.",
+        f"# {_comment(plan.model.name)}, {plan.job.global_batch} sequences of "
+        f"{plan.job.seq_len} tokens a step, {plan.chosen.config.num_devices} ranks.",
+        "# It starts the ranks of a node, with HEAD_NODE and NODE_RANK where there are several."
+        if emitted.starts_ranks
+        else "# What it is given starts the ranks: `bash train.sh torchrun --nproc-per-node=...`",
+    ]
+    for sentence in emitted.differs:
+        lines.append(f"# Other than in the plan: {sentence}")
+    lines += ["set -eu", 'HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"']
+    for need in emitted.needs:
+        lines.append(_variable(need))
+    if emitted.needs:
+        lines.append(f"export {' '.join(need.name for need in emitted.needs)}")
+    lines += [f"export {name}={shlex.quote(value)}" for name, value in emitted.env]
+    given = () if emitted.starts_ranks else ('"$@"',)
+    lines += [*emitted.body, " ".join(("exec", *given, *emitted.words))]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _variable(need: Need) -> str:
+    if need.default:
+        return f': "${{{need.name}:={need.default}}}"  # {_comment(need.meaning)}'
+    said = shlex.quote(f"set {need.name}: {_comment(need.meaning)}")
+    return f'[ -n "${{{need.name}:-}}" ] || {{ echo {said} >&2; exit 2; }}'
+
+
+def _comment(text: str) -> str:
+    """A name from a user's file, on one line."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def array(name: str, groups: Iterable[tuple[str, Iterable[Sequence[str]]]]) -> tuple[str, ...]:
+    """An array of bash: per group a comment, then an option and its values a line. A value that
+    begins with `$` is a variable of the script."""
+    lines = [f"{name}=("]
+    for heading, options in groups:
+        words = [" ".join(_word(word) for word in option) for option in options]
+        if words:
+            lines += [f"  # {heading}", *(f"  {line}" for line in words)]
+    return (*lines, ")")
+
+
+def _word(word: str) -> str:
+    if word.startswith("$"):
+        return word if word.endswith("_ARGS") else f'"{word}"'
+    return shlex.quote(word)

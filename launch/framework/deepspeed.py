@@ -1,0 +1,116 @@
+"""A plan for DeepSpeed: `deepspeed.json`, given to a script of the user's that torchrun starts.
+
+ZeRO by its stage, MiCS for groups of replicas, AutoTP, and the pipeline engine, whose ranks are
+(pipe, data) and (data, tensor), row-major. Source: DeepSpeed's documentation of its configuration
+(www.deepspeed.ai/docs/config-json, tutorials/autotp-training) and `deepspeed/runtime/config.py`.
+"""
+
+from collections.abc import Iterator
+
+from launch.framework import library_words as words
+from launch.framework.base import Emitted, Need, Refusal, check_emittable, in_order_of, refuse
+from launch.recipe import Recipe
+from planner.plan import Plan
+from profiler.codec import canonical
+
+RELEASE = "deepspeed 0.19"
+_STAGES = Need(
+    name="STAGES_ARG", meaning="the script's option for the number of stages", default="--stages"
+)
+
+
+def emit(plan: Plan, recipe: Recipe) -> tuple[Plan, Emitted]:
+    """The plan with its ranks in DeepSpeed's order, and its file; `UserError` where DeepSpeed
+    cannot run it."""
+    check_emittable(plan)
+    refuse(plan, RELEASE, refusals(plan))
+    config = plan.chosen.config
+    pipeline = (f'"$STAGES_ARG" {config.pp}',) if config.pp > 1 else ()
+    return in_order_of(plan, range(config.num_devices)), Emitted(
+        title=RELEASE,
+        files={"deepspeed.json": canonical(settings(plan, recipe))},
+        words=(
+            words.RUN_SCRIPT,
+            '--deepspeed --deepspeed_config "$HERE/deepspeed.json"',
+            *pipeline,
+        ),
+        needs=(words.SCRIPT_NEED, *((_STAGES,) if config.pp > 1 else ())),
+        differs=tuple(_differs(plan)),
+    )
+
+
+def refusals(plan: Plan) -> Iterator[Refusal]:
+    """What DeepSpeed cannot by its configuration."""
+    c = plan.chosen.config
+    yield from words.no_axes(plan, "its configuration", "cp", "ep", "etp")
+    yield from words.no_placement(plan)
+    if plan.job.precision not in ("bf16", "fp16", "fp32"):
+        yield Refusal(f"no file is written for {plan.job.precision}", option="--precision bf16")
+    if c.pp > 1 and (c.schedule != "1f1b" or c.vpp > 1):
+        yield Refusal(f"its pipeline runs 1f1b, not {c.schedule}", "schedule=1f1b")
+    if c.pp > 1 and c.tp > 1:
+        yield Refusal("AutoTP goes with no pipeline", "pp=1")
+    if c.pp > 1 and c.zero > 1:
+        yield Refusal("its pipeline takes ZeRO 1 at most", "zero=1")
+    if c.tp > 1 and c.zero > 2:
+        yield Refusal("AutoTP takes ZeRO 2 at most", "zero=2")
+    if c.dp_replicate > 1 and c.dp_shard > 1 and c.zero < 3:
+        yield Refusal(
+            "it shards over groups of replicas by MiCS, which is ZeRO 3", "dp_replicate=1"
+        )
+    if c.offload == "activations":
+        yield Refusal("its configuration offloads the optimizer and weights", "offload=none")
+    if c.offload == "optimizer" and c.zero == 0:
+        yield Refusal("it offloads the optimizer of ZeRO", "offload=none")
+    layers = plan.chosen.placement.layers_per_stage(plan.model.num_layers)
+    if max(layers) - min(layers) > 1:
+        yield Refusal("its pipeline cuts the layers evenly or by parameters", "pp=1")
+
+
+def settings(plan: Plan, recipe: Recipe) -> dict[str, object]:
+    """Content of `deepspeed.json`."""
+    config, job = plan.chosen.config, plan.job
+    zero: dict[str, object] = {"stage": config.zero, "overlap_comm": config.zero > 0}
+    if config.dp_replicate > 1 and config.dp_shard > 1:
+        zero["mics_shard_size"] = config.dp_shard
+    if config.offload == "optimizer":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    found: dict[str, object] = {
+        "train_batch_size": job.global_batch,
+        "train_micro_batch_size_per_gpu": config.micro_batch,
+        "gradient_accumulation_steps": words.accumulation(plan),
+        "zero_optimization": zero,
+        "gradient_clipping": recipe.clip_norm,
+        "optimizer": {
+            "type": "AdamW",
+            "params": {
+                "lr": recipe.learning_rate,
+                "betas": [recipe.beta1, recipe.beta2],
+                "eps": recipe.epsilon,
+                "weight_decay": recipe.weight_decay,
+            },
+        },
+        "steps_per_print": 1,
+    }
+    if job.precision in ("bf16", "fp16"):
+        found[job.precision] = {"enabled": True}
+    if config.tp > 1:
+        found["tensor_parallel"] = {"autotp_size": config.tp}
+    if config.pp > 1:
+        found["pipeline"] = {"stages": config.pp, "partition": "uniform"}
+    return found
+
+
+def _differs(plan: Plan) -> Iterator[str]:
+    config = plan.chosen.config
+    if config.pp > 1:
+        yield (
+            f"the script makes its PipelineModule with num_stages={config.pp} and "
+            "partition_method='uniform'."
+        )
+    if config.tp > 1:
+        yield "activations between layers are whole on each tp rank (no sequence parallelism)."
+    if config.dp_replicate > 1 and config.dp_shard > 1:
+        yield "the script builds the model in deepspeed.zero.MiCS_Init."
+    if words.recompute_of(plan) != "none":
+        yield f"recomputation ({words.recompute_of(plan)}) is the script's to switch on."

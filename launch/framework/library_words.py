@@ -1,0 +1,39 @@
+"""What the frameworks that take a user's own training script cannot do, whatever they are called.
+
+DeepSpeed, Accelerate and nanotron are given the degrees; which layers there are, and where they are
+cut, is the script's or theirs.
+"""
+
+from collections.abc import Iterator
+
+from launch.framework.base import Need, Refusal
+from planner.plan import Plan
+
+SCRIPT_NEED = Need(name="SCRIPT", meaning="training script, with its arguments in SCRIPT_ARGS")
+RUN_SCRIPT = '"$SCRIPT" ${SCRIPT_ARGS:-}'
+
+
+def no_placement(plan: Plan) -> Iterator[Refusal]:
+    """What only a framework with words for single layers and experts can."""
+    placement = plan.chosen.placement
+    if len(set(placement.recompute)) > 1:
+        yield Refusal("it does not choose layers to recompute", "recompute=full")
+    if placement.experts:
+        yield Refusal("it holds experts in their order, once each: none are placed or copied")
+
+
+def no_axes(plan: Plan, title: str, *axes: str) -> Iterator[Refusal]:
+    """Degrees that it lacks."""
+    for axis in axes:
+        if getattr(plan.chosen.config, axis) > 1:
+            yield Refusal(f"{title} has no {axis}", f"{axis}=1")
+
+
+def accumulation(plan: Plan) -> int:
+    """Micro-batches of a replica in a step."""
+    return plan.chosen.config.num_microbatches(plan.job)
+
+
+def recompute_of(plan: Plan) -> str:
+    """none, selective or full."""
+    return (plan.chosen.placement.recompute or (plan.chosen.config.recompute,))[0]

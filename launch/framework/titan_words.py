@@ -1,0 +1,148 @@
+"""What torchtitan's releases have in common: which layouts it runs, and the fields that say them.
+
+Its meshes are (pp, dp_replicate, dp_shard, cp, tp) and (pp, dp_replicate, efsdp, ep, etp), both
+row-major: those of `planner.config`. Source: `torchtitan/distributed/parallel_dims.py`,
+`torchtitan/config`, `torchtitan/models/*/parallelize.py` of torchtitan 0.2.2 and 0.3.0.
+"""
+
+from collections.abc import Iterator
+
+from launch.framework.base import Need, Refusal
+from launch.recipe import Recipe
+from planner.config import ParallelConfig
+from planner.plan import Plan
+from profiler.model import Family, ModelSpec
+
+Value = str | int | float | bool | list[list[str]]
+FAMILIES: dict[Family, str] = {"llama": "llama3", "qwen3": "qwen3", "qwen3_moe": "qwen3"}
+"""Family -> torchtitan's model of any such shape."""
+_SCHEDULES = {
+    "gpipe": "GPipe",
+    "1f1b": "1F1B",
+    "interleaved": "Interleaved1F1B",
+    "zbv": "ZBVZeroBubble",
+    "dualpipev": "DualPipeV",
+}
+NEEDS = (
+    Need(name="TOKENIZER", meaning="folder of a Hugging Face tokenizer (tokenizer.json)"),
+    Need(name="DATASET", meaning="data set by the name that torchtitan knows it by, like c4"),
+    Need(name="DATASET_PATH", meaning="folder or file of the data set, or hub", default="hub"),
+)
+_ROPE = Need(name="ROPE_SCALING_FACTOR", meaning="factor of the model's rope_scaling")
+PATH_LINE = 'export PYTHONPATH="$HERE${PYTHONPATH:+:$PYTHONPATH}"'
+"""Where the script's own module is."""
+
+
+def needs(model: ModelSpec) -> tuple[Need, ...]:
+    """What the user sets."""
+    return (*NEEDS, _ROPE) if model.rope_scaling else NEEDS
+
+
+def refusals(plan: Plan) -> Iterator[Refusal]:
+    """What none of the releases can."""
+    yield from _of_model(plan.model)
+    c, placement = plan.chosen.config, plan.chosen.placement
+    if plan.job.precision not in ("bf16", "fp32"):
+        yield Refusal(f"no recipe is written for {plan.job.precision}", option="--precision bf16")
+    if c.zero == 1:
+        yield Refusal("it shards gradients with the optimizer", "zero=2")
+    elif c.zero == 0 and c.dp_replicate > 1 and c.num_devices > c.dp_replicate and c.cp == 1:
+        yield Refusal("it replicates nothing but whole models without sharding", "zero=2")
+    if c.schedule not in _SCHEDULES:
+        yield Refusal(f"no schedule {c.schedule} is written for it", "schedule=1f1b")
+    if c.cp_method in ("ulysses", "hybrid") and c.cp > 1:
+        yield Refusal(f"it has no context parallelism by {c.cp_method}", "cp_method=all_gather")
+    if c.ep * c.etp > c.dp_shard * c.cp * c.tp:
+        yield Refusal("its expert parallelism stays within one replica", "dp_replicate=1")
+    if c.offload != "none":
+        yield Refusal(f"it has no offload of {c.offload} alone", "offload=none")
+    if placement.recompute and len(set(placement.recompute)) > 1:
+        yield Refusal("it does not choose layers to recompute", "recompute=full")
+    if placement.experts:
+        yield Refusal("it holds experts in their order, once each: none are placed or copied")
+
+
+def _of_model(model: ModelSpec) -> Iterator[Refusal]:
+    if model.family not in FAMILIES:
+        yield Refusal(f"no model of family `{model.family}` is written for it")
+        return
+    if model.qkv_bias or model.out_bias or model.ffn_bias:
+        yield Refusal("its models of the family have no biases")
+    if "sliding" in model.attention_pattern:
+        yield Refusal("its models of the family have no sliding windows")
+    llama = FAMILIES[model.family] == "llama3"
+    if llama and (model.head_dim * model.num_heads != model.hidden_size or model.qk_norm):
+        yield Refusal("its llama3 has heads of hidden size / heads, without norms")
+    if model.num_experts and (model.num_dense_layers or model.shared_ffn_hidden_size):
+        yield Refusal("its qwen3 has experts in all layers, none of them shared")
+    if model.rope_scaling not in ("", "llama3") or (model.rope_scaling and not llama):
+        yield Refusal(f"no rotary scaling {model.rope_scaling} is written for it")
+
+
+def parallelism(plan: Plan, head: str) -> dict[str, Value]:
+    """Fields of `[parallelism]`; `head` is the output projection's name."""
+    config = plan.chosen.config
+    found: dict[str, Value] = {
+        "data_parallel_replicate_degree": config.dp_replicate,
+        "data_parallel_shard_degree": config.dp_shard,
+        "fsdp_reshard_after_forward": "always" if config.zero == 3 else "never",
+        "tensor_parallel_degree": config.tp,
+        "context_parallel_degree": config.cp,
+        "expert_parallel_degree": config.ep,
+        "pipeline_parallel_degree": config.pp,
+    }
+    if config.pp > 1:
+        found |= {
+            "pipeline_parallel_schedule": _SCHEDULES[config.schedule],
+            "pipeline_parallel_microbatch_size": config.micro_batch,
+            "module_fqns_per_model_part": parts(plan, head),
+        }
+    return found
+
+
+def parts(plan: Plan, head: str) -> list[list[str]]:
+    """Modules of each stage."""
+    num_layers = plan.model.num_layers
+    names = ["tok_embeddings", *(f"layers.{k}" for k in range(num_layers)), "head"]
+    cut = [names[first:end] for first, end in plan.chosen.placement.stages]
+    cut[-1] = [*cut[-1][:-1], "norm", head]
+    return cut
+
+
+def local_batch(plan: Plan) -> int:
+    """Sequences of one data-parallel rank in one call: all of its step where there is a pipeline,
+    which cuts them into micro-batches."""
+    config: ParallelConfig = plan.chosen.config
+    if config.pp > 1:
+        return plan.job.global_batch // config.num_replicas
+    return config.micro_batch
+
+
+def recompute_of(plan: Plan) -> str:
+    """none, selective or full."""
+    return (plan.chosen.placement.recompute or (plan.chosen.config.recompute,))[0]
+
+
+def schedule_of(recipe: Recipe) -> dict[str, Value]:
+    """Fields of the learning rate's schedule."""
+    found: dict[str, Value] = {
+        "warmup_steps": recipe.lr_warmup_steps,
+        "total_steps": recipe.lr_steps,
+        "min_lr_factor": recipe.min_lr_ratio,
+    }
+    if recipe.lr_schedule == "constant":
+        return found | {"decay_ratio": 0.0}
+    if recipe.lr_schedule == "cosine":
+        return found | {"decay_type": "cosine"}
+    return found | {"decay_type": "sqrt", "decay_ratio": recipe.wsd_decay_share}
+
+
+def differs(plan: Plan) -> Iterator[str]:
+    """Where it does otherwise than the plan counts on."""
+    config = plan.chosen.config
+    if config.zero == 0 and config.cp > 1:
+        yield "weights are sharded over the ranks of a context-parallel group."
+    if config.zero == 2:
+        yield "weights are sharded too, gathered once a step."
+    if recompute_of(plan) == "selective":
+        yield "selective recomputation keeps attention and every second product of matrices."

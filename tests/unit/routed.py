@@ -1,0 +1,52 @@
+"""Made routing for tests of expert placement."""
+
+from typing import Any
+
+import numpy as np
+
+from solvers.experts.problem import Ints, Problem
+from solvers.experts.score import count
+
+
+def routed(
+    *,
+    tokens: int = 60,
+    layers: int = 3,
+    experts: int = 4,
+    k: int = 2,
+    seed: int = 0,
+    ranks: int = 2,
+    ranks_per_node: int = 1,
+    slots_per_rank: int | None = None,
+    **fields: Any,
+) -> Problem:
+    """Distinct choices per token, popularity skewed by layer, the first choice of a layer leaning
+    on that of the layer before."""
+    rng = np.random.default_rng(seed)
+    ids = np.empty((tokens, layers, k), np.int64)
+    for layer in range(layers):
+        taste = np.log(rng.gamma(1.0, 1.0, experts) + 1e-3) + rng.gumbel(size=(tokens, experts))
+        if layer:
+            np.add.at(taste, (np.arange(tokens), (ids[:, layer - 1, 0] + 1) % experts), 1.5)
+        ids[:, layer] = np.argsort(-taste, axis=1)[:, :k]
+    given: dict[str, Any] = {"compute_s": 1.0, "intra_s": 0.3, "inter_s": 1.1} | fields
+    return Problem(
+        ids=ids,
+        counts=given.pop("counts", count(ids, experts)),
+        num_ranks=ranks,
+        ranks_per_node=ranks_per_node,
+        slots_per_rank=experts // ranks if slots_per_rank is None else slots_per_rank,
+        **given,
+    )
+
+
+def loaded(counts: list[list[float]], **fields: Any) -> Problem:
+    """Loads alone, no tokens."""
+    load = np.array(counts, dtype=float)
+    given: dict[str, Any] = {"ids": np.zeros((0, len(load), 2), np.int64), "compute_s": 1.0}
+    return Problem(counts=load, **(given | fields))
+
+
+def one_token_each(*choices: tuple[int, ...]) -> Ints:
+    """[tokens, 1, k]: tokens of one layer."""
+    return np.array(choices, np.int64)[:, None, :]
