@@ -67,13 +67,14 @@ def _home_s(problem: Problem, parts: list[Floats], load: Floats) -> Floats:
     return home_s(problem, nodes, visited(problem, parts))
 
 
-def best_of(problem: Problem, found: list[Placed]) -> Placed:
-    """Of each layer the fastest; for traffic "home", where layers do not touch each other."""
-    took = np.stack([times(problem, placed) for placed in found])
-    best = took.argmin(axis=0)
-    slots = np.stack([found[which].slots[layer] for layer, which in enumerate(best)])
-    shares = np.stack([found[which].shares[layer] for layer, which in enumerate(best)])
-    return Placed(slots=slots, shares=shares)
+def best_of_layers(found: list[Placed], costs: Floats) -> Placed:
+    """Of each layer the one that costs least, `costs` [placements, layers]; where layers do not
+    touch each other."""
+    best = costs.argmin(axis=0)
+    return Placed(
+        slots=np.stack([found[which].slots[layer] for layer, which in enumerate(best)]),
+        shares=np.stack([found[which].shares[layer] for layer, which in enumerate(best)]),
+    )
 
 
 def count(ids: NDArray[np.integer], num_experts: int) -> Floats:

@@ -31,7 +31,7 @@ from solvers.experts.linked_shares import split_by_links
 from solvers.experts.problem import Floats, Placed, Problem, held
 from solvers.experts.program import Library
 from solvers.experts.refine import refined, refines
-from solvers.experts.score import flows_of, times
+from solvers.experts.score import best_of_layers, flows_of, times
 from solvers.experts.sweeps import placed_of, sweeps
 from solvers.experts.traffic import hops
 from solvers.result import SolveResult
@@ -101,11 +101,11 @@ def _best(problem: Problem, objective: Objective, found: list[Placed]) -> tuple[
     which = int(costs.sum(axis=1).argmin())
     if linked:
         return found[which], float(costs[which].sum()), which
-    best, cost = _of_each_layer(found, costs), costs.min(axis=0)
+    best, cost = best_of_layers(found, costs), costs.min(axis=0)
     for improve in _improvements(problem) if objective == "time" else ():
         other = improve(problem, best)
         after = np.stack([cost, layer_costs(problem, other, objective)])
-        best, cost = _of_each_layer([best, other], after), after.min(axis=0)
+        best, cost = best_of_layers([best, other], after), after.min(axis=0)
     return best, float(cost.sum()), which
 
 
@@ -164,15 +164,6 @@ def layer_costs(
 def _linked(problem: Problem, objective: Objective) -> bool:
     """Whether the cost of a layer depends on where the next one is."""
     return objective == "hops" or (objective == "time" and problem.traffic == "chained")
-
-
-def _of_each_layer(found: list[Placed], costs: Floats) -> Placed:
-    """The best of each layer."""
-    best = costs.argmin(axis=0)
-    return Placed(
-        slots=np.stack([found[which].slots[layer] for layer, which in enumerate(best)]),
-        shares=np.stack([found[which].shares[layer] for layer, which in enumerate(best)]),
-    )
 
 
 def _bound(problem: Problem, objective: Objective) -> float:
