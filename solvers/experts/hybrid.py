@@ -18,7 +18,7 @@ from solvers.experts.coactivation import homes_by_coactivation
 from solvers.experts.nodes import node_parts
 from solvers.experts.packing import longest_first, packed
 from solvers.experts.problem import Floats, Ints, Placed, Problem
-from solvers.experts.score import best_of, scales
+from solvers.experts.score import best_of_layers, scales, times
 from solvers.experts.shares import split_parts, split_shares
 
 MOST_TOKENS = 4096
@@ -46,7 +46,8 @@ def hybrid(problem: Problem, seed: int = 0) -> Placed:
     slots = _slots(problem, parts)
     kept = split_parts(slots, parts, problem.counts, problem.num_ranks)
     free = split_shares(slots, problem.counts, problem.num_ranks)
-    return best_of(problem, [Placed(slots=slots, shares=shares) for shares in (kept, free)])
+    found = [Placed(slots=slots, shares=shares) for shares in (kept, free)]
+    return best_of_layers(found, np.stack([times(problem, placed) for placed in found]))
 
 
 def home_nodes(problem: Problem, seed: int) -> Ints:

@@ -22,7 +22,7 @@ def score(problem: Problem, placed: Placed, ids: NDArray[np.integer] | None = No
     flows = flows_of(problem, parts)
     layer_s = problem.compute_s * load.max(axis=1)
     ranks = visited(problem, parts)
-    nodes = visited(problem, [_by_node(problem, part) for part in parts])
+    nodes = visited(problem, [by_node(problem, part) for part in parts])
     if problem.traffic == "home":
         copies = load if problem.copies == "choice" else ranks
         layer_s = layer_s + home_s(problem, nodes, copies)
@@ -59,7 +59,7 @@ def _home_s(problem: Problem, parts: list[Floats], load: Floats) -> Floats:
     """[layers]: seconds of traffic "home"."""
     if problem.copies == "choice":
         return home_s(problem, np.zeros((len(load), problem.num_nodes)), load)
-    nodes = visited(problem, [_by_node(problem, part) for part in parts])
+    nodes = visited(problem, [by_node(problem, part) for part in parts])
     # No rank has more copies than load: where that takes less than the nodes' copies, it is enough.
     least = home_s(problem, nodes, np.zeros_like(load))
     if problem.copies == "node" and (home_s(problem, nodes, load) <= least).all():
@@ -67,13 +67,14 @@ def _home_s(problem: Problem, parts: list[Floats], load: Floats) -> Floats:
     return home_s(problem, nodes, visited(problem, parts))
 
 
-def best_of(problem: Problem, found: list[Placed]) -> Placed:
-    """Of each layer the fastest; for traffic "home", where layers do not touch each other."""
-    took = np.stack([times(problem, placed) for placed in found])
-    best = took.argmin(axis=0)
-    slots = np.stack([found[which].slots[layer] for layer, which in enumerate(best)])
-    shares = np.stack([found[which].shares[layer] for layer, which in enumerate(best)])
-    return Placed(slots=slots, shares=shares)
+def best_of_layers(found: list[Placed], costs: Floats) -> Placed:
+    """Of each layer the one that costs least, `costs` [placements, layers]; where layers do not
+    touch each other."""
+    best = costs.argmin(axis=0)
+    return Placed(
+        slots=np.stack([found[which].slots[layer] for layer, which in enumerate(best)]),
+        shares=np.stack([found[which].shares[layer] for layer, which in enumerate(best)]),
+    )
 
 
 def count(ids: NDArray[np.integer], num_experts: int) -> Floats:
@@ -115,7 +116,7 @@ def visited(problem: Problem, parts: list[Floats]) -> Floats:
     return found
 
 
-def _by_node(problem: Problem, part: Floats) -> Floats:
+def by_node(problem: Problem, part: Floats) -> Floats:
     """[experts, nodes]: of [experts, ranks]."""
     return np.asarray(part.reshape(len(part), problem.num_nodes, -1).sum(axis=2))
 

@@ -4,7 +4,9 @@ to be.
     auto    one slot per expert, at most 8 experts on 4 ranks    exact
             traffic "chained", one slot per expert, 16 ranks     sweeps, level
             traffic "chained" otherwise                          level
-            traffic "home"                                       hybrid, level; swaps (`refine`)
+            traffic "home"                                       hybrid, level; then `refine` and,
+                                                                 over measured links,
+                                                                 `linked_shares`
             contiguous and EPLB are looked at as well (with "home" layer by layer), so that the
             result is never worse than they are on the objective
     moetuner, exflow: their integer programs by CP-SAT, with `_cbc` by CBC (`ilp`); one slot per
@@ -14,6 +16,7 @@ Objectives: "time" (seconds, `score`), "load" (sum over layers of the fullest ra
 (as ExFlow counts them).
 """
 
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import numpy as np
@@ -24,10 +27,11 @@ from solvers.experts.exact import exact, fits
 from solvers.experts.hybrid import hybrid
 from solvers.experts.ilp import exflow, moetuner
 from solvers.experts.level import level
+from solvers.experts.linked_shares import split_by_links
 from solvers.experts.problem import Floats, Placed, Problem, held
 from solvers.experts.program import Library
 from solvers.experts.refine import refined, refines
-from solvers.experts.score import flows_of, times
+from solvers.experts.score import best_of_layers, flows_of, times
 from solvers.experts.sweeps import placed_of, sweeps
 from solvers.experts.traffic import hops
 from solvers.result import SolveResult
@@ -97,12 +101,21 @@ def _best(problem: Problem, objective: Objective, found: list[Placed]) -> tuple[
     which = int(costs.sum(axis=1).argmin())
     if linked:
         return found[which], float(costs[which].sum()), which
-    best, cost = _of_each_layer(found, costs), costs.min(axis=0)
-    if objective == "time" and refines(problem):
-        swapped = refined(problem, best)
-        after = np.stack([cost, layer_costs(problem, swapped, objective)])
-        best, cost = _of_each_layer([best, swapped], after), after.min(axis=0)
+    best, cost = best_of_layers(found, costs), costs.min(axis=0)
+    for improve in _improvements(problem) if objective == "time" else ():
+        other = improve(problem, best)
+        after = np.stack([cost, layer_costs(problem, other, objective)])
+        best, cost = best_of_layers([best, other], after), after.min(axis=0)
     return best, float(cost.sum()), which
+
+
+def _improvements(problem: Problem) -> tuple[Callable[[Problem, Placed], Placed], ...]:
+    """What is tried on the best placement, one after the other, for traffic "home"."""
+    swaps = (refined,) if refines(problem) else ()
+    unlike = problem.measured and problem.num_nodes > 1
+    if not unlike or problem.num_slots == problem.num_experts:
+        return swaps
+    return (split_by_links, *swaps, split_by_links, *swaps, split_by_links)
 
 
 def _programmed(
@@ -151,15 +164,6 @@ def layer_costs(
 def _linked(problem: Problem, objective: Objective) -> bool:
     """Whether the cost of a layer depends on where the next one is."""
     return objective == "hops" or (objective == "time" and problem.traffic == "chained")
-
-
-def _of_each_layer(found: list[Placed], costs: Floats) -> Placed:
-    """The best of each layer."""
-    best = costs.argmin(axis=0)
-    return Placed(
-        slots=np.stack([found[which].slots[layer] for layer, which in enumerate(best)]),
-        shares=np.stack([found[which].shares[layer] for layer, which in enumerate(best)]),
-    )
 
 
 def _bound(problem: Problem, objective: Objective) -> float:

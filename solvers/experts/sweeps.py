@@ -19,6 +19,8 @@ from solvers.matching import spread_evenly
 _STARTS = 3
 _SWEEPS = 30
 _MOST_SWAPS = 200
+_SWAPPED_ALL, _SWAPPED = 1 << 15, 1 << 17
+"""Swaps of a layer times links, up to which all starts, or the best one, are worth swaps."""
 _SAME = 1e-12
 
 
@@ -77,12 +79,14 @@ def best_owners(problem: Problem, objective: str, seed: int, effort: float | Non
     starts = [level, np.tile(even, (len(level), 1))]
     for _ in range(max(1, round(_STARTS if effort is None else effort)) - 1):
         starts.append(rng.permuted(starts[1], axis=1))
-    found = []
-    for number, start in enumerate(starts):
-        # Level ranks stay so: whole ranks are relabelled, and experts swapped at the end.
-        swept = relabelled(chain, start) if number == 0 else swept_over(chain, start)
-        found.append(swapped(chain, swept))
-    return min(found, key=chain.cost)
+    # Level ranks stay so: whole ranks are relabelled, and experts swapped at the end.
+    swept = [relabelled(chain, starts[0]), *(swept_over(chain, start) for start in starts[1:])]
+    work = problem.num_experts**2 // 2 * problem.num_ranks**2
+    if work > _SWAPPED_ALL:
+        swept = [min(swept, key=chain.cost)]
+    if work <= _SWAPPED:
+        swept = [swapped(chain, owner) for owner in swept]
+    return min(swept, key=chain.cost)
 
 
 def owners(bins: Ints) -> Ints:

@@ -12,6 +12,7 @@ from solvers.experts.baselines import contiguous, eplb
 from solvers.experts.coactivation import homes_by_coactivation
 from solvers.experts.exact import assignments, exact
 from solvers.experts.hybrid import hybrid
+from solvers.experts.linked_shares import split_by_links
 from solvers.experts.problem import Placed, Problem, check
 from solvers.experts.refine import refined
 from solvers.experts.score import count, score
@@ -112,7 +113,7 @@ shapes = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(shapes)
 def test_never_worse_than_contiguous_and_eplb(drawn: dict[str, Any]) -> None:
     experts, ranks, per, room = drawn.pop("shape")
@@ -202,6 +203,27 @@ def test_swaps_find_what_exact_finds(copies: Any) -> None:
         assert (took[0] <= took[1] * (1 + 1e-9)).all()
         assert (took[1] <= took[2] * (1 + 1e-9)).all()
         assert took[1].sum() < took[0].sum() * 1.06
+
+
+@pytest.mark.parametrize("copies", ["choice", "node"])
+def test_shares_know_a_slow_link(copies: Any) -> None:
+    """Every expert on three nodes, slow between the first two: what the third takes is found, with
+    copies "choice" to the optimum of a line search over its part x."""
+    slow = np.array([[0.0, 9, 1], [9, 0, 1], [1, 1, 0]])
+    problem = routed(layers=2, ranks=3, slots_per_rank=4, copies=copies, pair_s=slow, compute_s=0.7)
+    slots = np.tile(np.arange(4), (2, 3))
+    even = Placed(slots=slots, shares=np.full((2, 12), 1 / 3))
+    after = split_by_links(problem, even)
+    check(problem, after)
+    took, before = score(problem, after).layer_s, score(problem, even).layer_s
+    assert (took < before * 0.9).all()
+    if copies == "choice":
+        lines = [
+            Placed(slots=slots, shares=np.tile(np.repeat([(1 - x) / 2, (1 - x) / 2, x], 4), (2, 1)))
+            for x in np.linspace(0, 1, 201)
+        ]
+        least = min(score(problem, line).layer_s[0] for line in lines)
+        assert least * 0.99 <= took[0] <= least * (1 + 1e-9)
 
 
 def test_the_same_input_gives_the_same_placement() -> None:
