@@ -92,6 +92,8 @@ def refusals(plan: Plan) -> Iterator[Refusal]:
         yield Refusal("its FSDP takes no pipeline stages", "zero=1")
     if config.offload == "activations":
         yield Refusal("it offloads activations of chosen modules, not of layers", "offload=none")
+    if config.cp > 1 and plan.job.seq_len % (2 * config.cp):
+        yield Refusal("it cuts a sequence into two parts for each cp rank", "cp=1")
     heads = config.cp_heads if config.cp_method == "hybrid" else config.cp
     by_heads = config.cp > 1 and config.cp_method in ("ulysses", "hybrid")
     if by_heads and (model.num_kv_heads // config.tp) % heads:
