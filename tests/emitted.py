@@ -139,8 +139,7 @@ def accelerate_plan(name: str) -> Plan:
 
 
 DEEPSPEED = {
-    "zero3": ("llama3-8b", "h100-2x8", {"dp_replicate": 2, "dp_shard": 8, "zero": 3,
-                                        "offload": "optimizer"}),
+    "zero3": ("llama3-8b", "h100-2x8", {"dp_shard": 16, "zero": 3, "offload": "optimizer"}),
     "tp": ("llama3-8b", "h100-1x8", {"tp": 2, "dp_shard": 4, "zero": 2}),
     "pipeline": ("llama3-8b", "h100-1x8", {"pp": 4, "dp_shard": 2, "zero": 1}),
 }  # fmt: skip

@@ -1,7 +1,7 @@
 """A plan for DeepSpeed: `deepspeed.json`, given to a script of the user's that torchrun starts.
 
-ZeRO by its stage, MiCS for groups of replicas, AutoTP, and the pipeline engine, whose ranks are
-(pipe, data) and (data, tensor), row-major. Source: DeepSpeed's documentation of its configuration
+ZeRO by its stage over all replicas (MiCS, for groups of them, is gone), AutoTP, and the pipeline
+engine, whose ranks are (pipe, data) and (data, tensor), row-major. Source: its documentation
 (www.deepspeed.ai/docs/config-json, tutorials/autotp-training) and `deepspeed/runtime/config.py`.
 """
 
@@ -13,7 +13,7 @@ from launch.recipe import Recipe
 from planner.plan import Plan
 from profiler.codec import canonical
 
-RELEASE = "deepspeed 0.19"
+RELEASE = "deepspeed 0.19.8"
 _STAGES = Need(
     name="STAGES_ARG", meaning="the script's option for the number of stages", default="--stages"
 )
@@ -54,10 +54,8 @@ def refusals(plan: Plan) -> Iterator[Refusal]:
         yield Refusal("its pipeline takes ZeRO 1 at most", "zero=1")
     if c.tp > 1 and c.zero > 2:
         yield Refusal("AutoTP takes ZeRO 2 at most", "zero=2")
-    if c.dp_replicate > 1 and c.dp_shard > 1 and c.zero < 3:
-        yield Refusal(
-            "it shards over groups of replicas by MiCS, which is ZeRO 3", "dp_replicate=1"
-        )
+    if c.dp_replicate > 1 and c.dp_shard > 1:
+        yield Refusal("it shards over all replicas", "dp_replicate=1")
     if c.offload == "activations":
         yield Refusal("its configuration offloads the optimizer and weights", "offload=none")
     if c.offload == "optimizer" and c.zero == 0:
@@ -71,8 +69,6 @@ def settings(plan: Plan, recipe: Recipe) -> dict[str, object]:
     """Content of `deepspeed.json`."""
     config, job = plan.chosen.config, plan.job
     zero: dict[str, object] = {"stage": config.zero, "overlap_comm": config.zero > 0}
-    if config.dp_replicate > 1 and config.dp_shard > 1:
-        zero["mics_shard_size"] = config.dp_shard
     if config.offload == "optimizer":
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
     found: dict[str, object] = {
@@ -110,7 +106,5 @@ def _differs(plan: Plan) -> Iterator[str]:
         )
     if config.tp > 1:
         yield "activations between layers are whole on each tp rank (no sequence parallelism)."
-    if config.dp_replicate > 1 and config.dp_shard > 1:
-        yield "the script builds the model in deepspeed.zero.MiCS_Init."
     if words.recompute_of(plan) != "none":
         yield f"recomputation ({words.recompute_of(plan)}) is the script's to switch on."

@@ -8,7 +8,7 @@
     zero             1 the distributed optimizer, 2 and 3 Megatron FSDP's optim_grads and
                      optim_grads_params; dp_replicate its instances
     recompute        full: every layer (uniform, 1); the first layers of each stage: block;
-                     selective: core_attn, and moe_act where there are experts
+                     selective: core_attn, and moe_act where there are experts in 16 bits or more
 
 Ranks are numbered tp-cp-ep-dp-pp, innermost first, or with --use-tp-pp-dp-mapping tp-cp-ep-pp-dp:
 the one of them that leaves the ranks of a node together. Source: `megatron/training/arguments.py`
@@ -36,7 +36,7 @@ from launch.framework.megatron_model import Option
 from launch.recipe import Recipe
 from planner.config import ParallelConfig, Placement
 from planner.plan import Plan
-from profiler.job import JobSpec
+from profiler.job import LOW_PRECISIONS, JobSpec
 from profiler.model import ModelSpec
 
 RELEASE = "megatron-core 0.19.2"
@@ -73,7 +73,7 @@ def arguments(
         ("experts", model_words.experts(plan.model)),
         ("layout", [*layout(plan.model, config, placement), *_rank_order(pp_inner)]),
         ("data-parallel sharding and overlap", sharding(config)),
-        ("recomputation and offload", memory(plan.model, config, placement)),
+        ("recomputation and offload", memory(plan.model, plan.job, config, placement)),
         ("precision", precision(plan.job)),
         ("training", training(plan.job, config, recipe)),
     )
@@ -92,6 +92,8 @@ def refusals(plan: Plan) -> Iterator[Refusal]:
         yield Refusal("its FSDP takes no pipeline stages", "zero=1")
     if config.offload == "activations":
         yield Refusal("it offloads activations of chosen modules, not of layers", "offload=none")
+    if config.cp > 1 and plan.job.seq_len % (2 * config.cp):
+        yield Refusal("it cuts a sequence into two parts for each cp rank", "cp=1")
     heads = config.cp_heads if config.cp_method == "hybrid" else config.cp
     by_heads = config.cp > 1 and config.cp_method in ("ulysses", "hybrid")
     if by_heads and (model.num_kv_heads // config.tp) % heads:
@@ -208,7 +210,9 @@ def sharding(config: ParallelConfig) -> list[Option]:
     return options
 
 
-def memory(model: ModelSpec, config: ParallelConfig, placement: Placement) -> list[Option]:
+def memory(
+    model: ModelSpec, job: JobSpec, config: ParallelConfig, placement: Placement
+) -> list[Option]:
     """Recomputation and offload."""
     options: list[Option] = []
     block = _block(model, config, placement) if placement.recompute else None
@@ -225,11 +229,16 @@ def memory(model: ModelSpec, config: ParallelConfig, placement: Placement) -> li
             ("--recompute-num-layers", "1"),
         ]
     elif not placement.recompute and config.recompute == "selective":
-        modules = ("core_attn", "moe_act") if model.num_moe_layers else ("core_attn",)
+        modules = ("core_attn", "moe_act") if _recomputes_product(model, job) else ("core_attn",)
         options += [("--recompute-granularity", "selective"), ("--recompute-modules", *modules)]
     if config.offload == "optimizer":
         options += [("--optimizer-cpu-offload",), ("--use-precision-aware-optimizer",)]
     return options
+
+
+def _recomputes_product(model: ModelSpec, job: JobSpec) -> bool:
+    """It has a name for the activation of experts alone, which goes with no delayed scaling."""
+    return model.num_moe_layers > 0 and job.precision not in LOW_PRECISIONS
 
 
 def _block(model: ModelSpec, config: ParallelConfig, placement: Placement) -> int | None:
@@ -331,7 +340,8 @@ def differs(plan: Plan) -> Iterator[str]:
     config, model = plan.chosen.config, plan.model
     recompute = plan.chosen.placement.recompute or (config.recompute,)
     if "selective" in recompute:
-        product = "" if model.num_moe_layers else ", not the product of the gate"
+        known = _recomputes_product(model, plan.job)
+        product = "" if known else ", not the product of the gate"
         yield f"selective recomputation is of the attention core{product}."
     if model.num_expert_groups > 1 and model.family == "deepseek_v2":
         yield "groups of experts are chosen by the sum of their best scores, not the best one."

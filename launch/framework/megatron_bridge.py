@@ -110,7 +110,7 @@ def emit(plan: Plan, recipe: Recipe) -> tuple[Plan, Emitted]:
     fields = fields_of(plan, recipe, pp_inner=pp_inner)
     return ordered, Emitted(
         title=RELEASE,
-        files={"planned.py": _module(plan, fields)},
+        files={"planned.py": _module(plan, recipe, fields)},
         words=('"$HERE/planned.py"',),
         env=megatron.environment(plan.chosen.config),
         needs=tuple(_needs(plan, recipe)),
@@ -190,7 +190,7 @@ def _scalar(value: str) -> str:
     return value
 
 
-def _module(plan: Plan, fields: Fields) -> str:
+def _module(plan: Plan, recipe: Recipe, fields: Fields) -> str:
     """`planned.py`, which trains when it is run."""
     provider = "MLAModelProvider" if plan.model.is_mla else "GPTModelProvider"
     where = "mla_provider" if plan.model.is_mla else "gpt_provider"
@@ -219,7 +219,7 @@ def _module(plan: Plan, fields: Fields) -> str:
             "    return ConfigContainer(",
             *_call("model", provider, fields["model"]),
             *(line for part, kind in CLASSES.items() for line in _call(part, kind, fields[part])),
-            *_data(plan),
+            *_data(plan, recipe),
             f"        mixed_precision={_PRECISIONS[plan.job.precision]},",
             "    )",
             "",
@@ -231,12 +231,12 @@ def _module(plan: Plan, fields: Fields) -> str:
     )
 
 
-def _data(plan: Plan) -> list[str]:
+def _data(plan: Plan, recipe: Recipe) -> list[str]:
     """Data and tokenizer, which the plan does not know."""
     return [
         "        dataset=GPTDatasetConfig(",
         f"            seq_length={plan.job.seq_len},",
-        "            random_seed=1234,",
+        f"            random_seed={recipe.seed},",
         "            reset_position_ids=False,",
         "            reset_attention_mask=False,",
         "            eod_mask_loss=False,",

@@ -18,6 +18,8 @@ from profiler.model import ModelSpec
 TITLE = "nanotron (2025)"
 _ENGINES = {"1f1b": "1f1b", "gpipe": "afab"}
 _DECAYS = {"constant": "linear", "cosine": "cosine", "wsd": "1-sqrt"}
+_INIT_STD = 0.02
+"""The field has no default; nanotron's examples have 0.02 or 0.025."""
 _NEEDS = (
     Need(name="NANOTRON", meaning="checkout of nanotron, with run_train.py"),
     Need(name="TOKENIZER", meaning="Hugging Face name or folder of the tokenizer"),
@@ -94,7 +96,7 @@ def settings(plan: Plan, recipe: Recipe) -> dict[str, object]:
         },
         "model": {
             "dtype": "float32" if job.precision == "fp32" else "bfloat16",
-            "init_method": {"std": 0.02},
+            "init_method": {"std": _INIT_STD},
             "make_vocab_size_divisible_by": 1,
             "model_config": _model(plan.model, job.seq_len),
         },
@@ -168,5 +170,6 @@ def _optimizer(plan: Plan, recipe: Recipe) -> dict[str, object]:
 
 
 def _differs(plan: Plan) -> Iterator[str]:
+    yield f"random weights have a standard deviation of {_INIT_STD:g}."
     if plan.chosen.config.pp > 1:
         yield "nanotron divides the layers among stages by its own estimate of their work."

@@ -48,12 +48,10 @@ def test_deepspeed_batches_add_up(name):
     assert found.get("pipeline", {"stages": 1})["stages"] == plan.chosen.config.pp
 
 
-def test_deepspeed_shards_over_groups_and_offloads():
+def test_deepspeed_offloads():
     _, emitted = deepspeed.emit(deepspeed_plan("zero3"), recipe_of({}))
     zero = json.loads(emitted.files["deepspeed.json"])["zero_optimization"]
-    assert zero["mics_shard_size"] == 8
     assert zero["offload_optimizer"]["device"] == "cpu"
-    assert any("MiCS_Init" in sentence for sentence in emitted.differs)
 
 
 @pytest.mark.parametrize("name", ACCELERATE)
@@ -95,7 +93,7 @@ def test_nanotron_keys_are_its_own(name, recipe):
         (deepspeed.emit, {"pp": 2, "tp": 4}, "AutoTP goes with no pipeline", "--pin pp=1"),
         (deepspeed.emit, {"pp": 2, "dp_shard": 4, "zero": 2}, "ZeRO 1 at most", "--pin zero=1"),
         (deepspeed.emit, {"tp": 2, "dp_shard": 4, "zero": 3}, "AutoTP takes ZeRO 2", "--pin zero=2"),
-        (deepspeed.emit, {"dp_replicate": 2, "dp_shard": 4, "zero": 2}, "MiCS, which is ZeRO 3", "--pin dp_replicate=1"),
+        (deepspeed.emit, {"dp_replicate": 2, "dp_shard": 4, "zero": 2}, "shards over all replicas", "--pin dp_replicate=1"),
         (deepspeed.emit, {"pp": 2, "dp_shard": 4, "zero": 1, "layers": (20, 12)}, "evenly or by parameters", "--pin pp=1"),
         (accelerate.emit, {"pp": 8}, "it has no pp", "--pin pp=1"),
         (accelerate.emit, {"dp_shard": 8, "zero": 1}, "FSDP2 shards gradients", "--pin zero=2"),

@@ -148,3 +148,11 @@ def test_words_from_files_are_quoted():
     assert "\ntouch" not in text
     assert """'set ROPE_ARGS: arguments of the model'"'"'s $(touch /tmp/z)`w`'""" in text
     assert array("A", [("c", [("--x", "a b")])]) == ("A=(", "  # c", "  --x 'a b'", ")")
+
+
+def test_selective_recomputation_of_experts_in_low_precision():
+    """Megatron-Core refuses moe_act with delayed scaling of fp8."""
+    for precision, modules in (("bf16", ["core_attn", "moe_act"]), ("fp8", ["core_attn"])):
+        degrees = {"tp": 2, "dp_shard": 4, "zero": 1, "recompute": "selective"}
+        plan = plan_of("mixtral-8x7b", "h100-1x8", precision=precision, **degrees)
+        assert value(options_of(plan, recipe_of({})), "--recompute-modules") == modules
