@@ -20,6 +20,7 @@ from pathlib import Path
 import typer
 
 from launch.cli.app import app
+from launch.cli.experts import DEFAULT
 
 _FENCE = re.compile(r"^```(\w*) *([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _EXIT = re.compile(r"# exit (\d+)$")
@@ -58,7 +59,15 @@ def unknown_options(args: list[str]) -> set[str]:
     group = typer.main.get_command(app)
     name = next((a for a in args if not a.startswith("-")), None)
     assert name is None or name in group.commands, f"no command `{name}`"
-    params = group.params + (group.commands[name].params if name else [])
+    params = [*group.params]
+    if name:
+        command = group.commands[name]
+        params += command.params
+        if inner := getattr(command, "commands", {}):  # `experts TRACE` is `experts place TRACE`
+            following = args[args.index(name) + 1 :]
+            params += inner[
+                following[0] if following[:1] and following[0] in inner else DEFAULT
+            ].params
     known = {text for p in params for text in (*p.opts, *p.secondary_opts)}
     return {a.split("=")[0] for a in args if a.startswith("-") and a != "-"} - known - {"--help"}
 

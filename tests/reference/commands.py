@@ -32,10 +32,15 @@ completes commands, options and catalogue names in your shell.
 
 def page() -> list[str]:
     """The lines of the page."""
-    names = list(typer.main.get_command(app.app).commands)  # type: ignore[attr-defined]
+    commands = typer.main.get_command(app.app).commands  # type: ignore[attr-defined]
+    names = [
+        " ".join((name, *inner))
+        for name, command in commands.items()
+        for inner in ((), *((sub,) for sub in getattr(command, "commands", ())))
+    ]
     lines = [
         *_TITLE.split("\n"),
-        ", ".join(f"[{name}](#{name})" for name in names),
+        ", ".join(f"[{name}](#{name.replace(' ', '-')})" for name in names),
         "",
         "## Exit codes",
         "",
@@ -43,7 +48,7 @@ def page() -> list[str]:
     ]
     lines += ["## meshwright", "", "```text", *help_of(), "```", ""]
     for name in names:
-        lines += [f"## {name}", "", "```text", *help_of(name), "```", ""]
+        lines += [f"## {name}", "", "```text", *help_of(*name.split()), "```", ""]
     return lines
 
 
