@@ -71,7 +71,10 @@ class Ranks:
     """What travels of a token: the reference runtime sends one copy per choice."""
     num_groups: int = 1
     pair_s: Floats | None = None
-    """[nodes, nodes]: seconds per copy where links were measured one by one."""
+    """[nodes, nodes]: seconds per copy, all ways, where links were measured one by one."""
+    out_s: Floats | None = None
+    """[nodes]: of a copy that leaves a node."""
+    in_s: Floats | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +145,7 @@ def problem_of(routing: Routing, ranks: Ranks) -> Problem:
         ranks_per_node=ranks.ranks_per_node, slots_per_rank=ranks.slots_per_rank,
         traffic=ranks.traffic, copies=ranks.copies, compute_s=ranks.rates.compute_s,
         intra_s=ranks.rates.intra_s, inter_s=ranks.rates.inter_s, pair_s=ranks.pair_s,
-        num_groups=ranks.num_groups,
+        out_s=ranks.out_s, in_s=ranks.in_s, num_groups=ranks.num_groups,
     )  # fmt: skip
 
 

@@ -8,8 +8,11 @@ it has devices, at most. Replicas are rounded up to fill all ranks evenly.
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from planner.config import ExpertSlots
 from planner.expert_placement import (
+    Floats,
     Ranks,
     Rates,
     degrees_of,
@@ -21,7 +24,8 @@ from planner.expert_placement import (
 from planner.plan import Plan, plan_id
 from profiler.codec import replace
 from profiler.job import ACTIVATION_BYTES, JobSpec
-from profiler.profile import ExpertLoad, Profile
+from profiler.model import ModelSpec
+from profiler.profile import ExpertLoad, HostLinks, Profile
 from profiler.routing.trace import Routing
 
 Placements = dict[int, tuple[ExpertSlots, ...]]
@@ -76,13 +80,21 @@ def ranks_of(profile: Profile, job: JobSpec, ep: int, redundant: int = 0) -> Ran
     """The ranks of a group of `ep`, as a training step uses them."""
     model, node = profile.model, profile.cluster.groups[0]
     groups = model.num_expert_groups
-    return Ranks(
+    ranks = Ranks(
         num_ranks=ep,
         ranks_per_node=math.gcd(ep, node.devices_per_node),
         slots_per_rank=-(-(model.num_experts + redundant) // ep),
         rates=_rates(profile, job),
         num_groups=groups if groups > 1 and model.num_chosen_groups < groups else 1,
     )
+    if profile.links is None or ep != node.num_nodes * node.devices_per_node:
+        return ranks
+    return _on_links(ranks, profile.links, _token_bytes(model, job))
+
+
+def _token_bytes(model: ModelSpec, job: JobSpec) -> float:
+    """Of a choice in a training step: out and back, forward and backward."""
+    return 4.0 * model.hidden_size * ACTIVATION_BYTES[job.precision]
 
 
 def _rates(profile: Profile, job: JobSpec) -> Rates:
@@ -96,15 +108,30 @@ def _rates(profile: Profile, job: JobSpec) -> Rates:
     entry = min(entries, key=lambda e: e.micro_batch)
     times = (entry.forward, entry.input_grad, entry.weight_grad)
     choices = entry.micro_batch * profile.seq_len * model.num_experts_per_token
-    num_bytes = 4.0 * model.hidden_size * ACTIVATION_BYTES[job.precision]  # out and back, twice
-    rows = profile.links.bytes_per_s if profile.links else ()
-    between = sorted(r for i, row in enumerate(rows) for j, r in enumerate(row) if i != j)
+    num_bytes = _token_bytes(model, job)
+    between = _between(profile.links) if profile.links else np.empty(0)
     # The devices of a host share its NIC.
-    inter_s = num_bytes * node.devices_per_node / between[len(between) // 2] if between else 0.0
+    each = num_bytes * node.devices_per_node / float(np.median(between)) if len(between) else 0.0
     return replace(
         rates,
         compute_s=sum(t.median_s for t in times if t) / choices,
-        inter_s=inter_s or rates.inter_s,
+        inter_s=each or rates.inter_s,
+    )
+
+
+def _between(links: HostLinks) -> Floats:
+    """Bytes per second of all pairs of hosts."""
+    rates = np.array(links.bytes_per_s)
+    return rates[~np.eye(len(rates), dtype=np.bool_)]
+
+
+def _on_links(ranks: Ranks, links: HostLinks, num_bytes: float) -> Ranks:
+    """On hosts that `ep` fills, whose links are known one by one: seconds of a copy, all ways."""
+    return replace(
+        ranks,
+        pair_s=num_bytes / np.array(links.bytes_per_s),
+        out_s=num_bytes / np.array(links.out_bytes_per_s),
+        in_s=num_bytes / np.array(links.in_bytes_per_s),
     )
 
 

@@ -138,7 +138,7 @@ REFUSED = (
     (["import", "trace.npz", "-o", "b.npz", "-m", "llama3-8b"], 1, "llama3-8b has no experts"),
     (["import", "small.npz", "-o", "b.npz", "-m", "mixtral-8x7b"], 5, "3 MoE layers"),
     (["import", "trace.npz", "-o", "text.txt/b.npz"], 1, "cannot write the file"),
-    (["place-it", "x"], 2, "no such command"),
+    (["place-it", "--ep", 2], 1, "no such file: `place-it`"),
 )
 
 

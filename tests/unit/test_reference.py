@@ -22,7 +22,8 @@ def test_no_page_is_stale(made):
 
 def test_links_lead_somewhere(made):
     for name, text in made.items():
-        heads = {line.lstrip("# ").lower() for line in text.splitlines() if line.startswith("#")}
+        titles = (line for line in text.splitlines() if line.startswith("#"))
+        heads = {line.lstrip("# ").lower().replace(" ", "-") for line in titles}
         for file, anchor in re.findall(r"\]\(([\w./-]*)(?:#([\w-]+))?\)", text):
             if file:
                 assert file in made or (FOLDER / file).exists(), (name, file)
