@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python -P
 export OMP_NUM_THREADS = 1
 
-.PHONY: demo test lint unit distributed lab lab-bench nightly parity accuracy bench docs wheel clean
+.PHONY: demo test lint unit distributed lab lab-bench moe-bench nightly parity accuracy bench docs wheel clean
 
 demo: $(VENV)/installed  ## profile this machine, plan, launch, verify
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/tiny-llama/demo.sh
@@ -30,6 +30,9 @@ lab: $(VENV)/installed  ## clusters of unlike hosts, as network namespaces; need
 
 lab-bench: $(VENV)/installed  ## every layout on clusters of unlike hosts, write docs/lab.md
 	$(PY) -m tests.lab.bench
+
+moe-bench: $(VENV)/installed  ## placements of experts on recordings and in the lab, write docs/moe.md
+	$(PY) -m tests.accuracy.moe_page
 
 nightly: $(VENV)/installed  ## 10,000 fuzzed inputs for each reader, 200 layouts at random
 	FUZZ_EXAMPLES=10000 $(PY) -m pytest -m fuzz

@@ -11,6 +11,7 @@ from pathlib import Path
 from planner.given import LayoutFile, plan_for
 from planner.placed import on_hosts
 from planner.plan import Plan, SearchOptions
+from planner.routed_plan import experts_again, loads_again
 from planner.search import make_plan
 from planner.survivors import measured_for, places_of, without
 from profiler.analytic import analytic_profile
@@ -59,13 +60,13 @@ def plan_again(old: Plan, changes: Changes, note: Note) -> Plan:
         )
     job = build(JobSpec, to_plain(old.job) | dict(changes.job), "command line")
     cluster = _cluster(old, changes)
-    facts = _facts(old, changes, model, job, cluster)
+    facts = loads_again(_facts(old, changes, model, job, cluster), old)
     if changes.layout is not None:
         layout = decode(LayoutFile, read_text(changes.layout), str(changes.layout))
         return plan_for(model, job, facts, layout, str(changes.layout))
     options = _options(old, changes, facts.cluster, note)
     try:
-        return make_plan(model, job, facts, options)
+        return experts_again(make_plan(model, job, facts, options), old)
     except UserError as e:
         if e.kind != "infeasible" or "devices" in changes.options:
             raise

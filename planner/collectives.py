@@ -122,6 +122,10 @@ class Links:
             return curve.at(num_bytes), curve.source
         return self._ring(op, num_bytes, group), "analytic"
 
+    def measured(self, op: TransferOp, size: int, scope: Scope) -> Curve | None:
+        """What was measured of a group of `size` ranks; None where nothing was."""
+        return self._curves.get((op, size, scope))
+
     def byte_s(self, op: TransferOp, group: Group) -> float:
         """Seconds per byte of a measured collective, its smallest size's time apart; 0 where it was
         not measured."""

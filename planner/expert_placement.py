@@ -189,6 +189,7 @@ def load_of(
         slots_per_rank=slots_per_rank,
         imbalance=max(1.0, float((loads.max(axis=2) / mean).mean())),
         held_imbalance=max(1.0, float(total.max() / max(total.mean(), TINY))),
+        replicated=float(np.mean([((part > 0).sum(axis=1) > 1).sum() for part in parts])),
         shares=tuple(tuple(float(x) for x in row) for row in shares) if keep_shares else (),
     )
 

@@ -71,7 +71,7 @@ class MeasuredMemory:
             for first, end in stages
         )
 
-    def _count(self, config: ParallelConfig, block: int, part: GradPart) -> int:
+    def _count(self, config: ParallelConfig, block: int, part: GradPart) -> float:
         if part == "dense":
             return self._params(config, block) - self._expert_params(config, block)
         if part == "experts":
@@ -93,7 +93,7 @@ class MeasuredMemory:
             return 0
         return self._experts.slots_per_rank(config.ep) * self.model.expert_params
 
-    def _replicated_params(self, config: ParallelConfig, block: int) -> int:
+    def _replicated_params(self, config: ParallelConfig, block: int) -> float:
         if self.model.blocks[block] != "moe":
             return 0
         return self._experts.num_replicated(config.ep) * self.model.expert_params

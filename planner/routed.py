@@ -4,6 +4,7 @@
                  for it at the exchange of every layer
     kept(ep)     the same of the rank with most over all layers: what it keeps of its tokens adds up
     copies(ep)   slots over experts, above 1 with replicas
+    shared(ep)   experts of a layer that several ranks hold, over all experts
 
 A degree that is not in the table, and ep 1, is level: a rank then works on its own tokens.
 """
@@ -30,11 +31,13 @@ class Routed:
 
     def __post_init__(self) -> None:
         most = max((each.ep for each in self.loads), default=1)
-        columns = np.ones((3, most + 1))
+        columns = np.ones((4, most + 1))
+        columns[3] = 0.0
         for each in self.loads:
             if each.ep > 1:
                 copies = each.slots_per_rank * each.ep / self.num_experts
-                columns[:, each.ep] = each.imbalance, each.held_imbalance, copies
+                shared = each.replicated / self.num_experts
+                columns[:, each.ep] = each.imbalance, each.held_imbalance, copies, shared
         object.__setattr__(self, "_columns", tuple(columns))
 
     def load(self, ep: Ints) -> Num:
@@ -49,11 +52,15 @@ class Routed:
         """Slots over experts, [n]."""
         return self._of(2, ep)
 
+    def shared(self, ep: Ints) -> Num:
+        """Experts with several holders over all, [n]."""
+        return self._of(3, ep)
+
     def _of(self, column: int, ep: Ints) -> Num:
-        if not self.loads:
-            return 1.0
         values = self._columns[column]
-        return np.where(ep < len(values), values[np.minimum(ep, len(values) - 1)], 1.0)
+        if not self.loads:
+            return float(values[1])
+        return np.where(ep < len(values), values[np.minimum(ep, len(values) - 1)], values[1])
 
 
 EVEN = Routed()

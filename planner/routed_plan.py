@@ -135,6 +135,21 @@ def _on_links(ranks: Ranks, links: HostLinks, num_bytes: float) -> Ranks:
     )
 
 
+def loads_again(facts: Profile, old: Plan) -> Profile:
+    """Facts for a plan after `old`, with the load of its ep where its experts were placed; what
+    routing would leave to other degrees is not known any more."""
+    chosen = old.chosen
+    known = old.profile.expert_loads if chosen.placement.experts else ()
+    kept = tuple(each for each in known if each.ep == chosen.config.ep)
+    return replace(facts, expert_loads=kept)
+
+
+def experts_again(plan: Plan, old: Plan) -> Plan:
+    """The plan with its experts where `old` has them, if they are spread over as many ranks."""
+    layers = old.chosen.placement.experts
+    return with_experts(plan, {old.chosen.config.ep: layers}) if layers else plan
+
+
 def with_experts(plan: Plan, placements: Placements) -> Plan:
     """The plan with its chosen layout's experts where the routing wants them."""
     layers = placements.get(plan.chosen.config.ep)

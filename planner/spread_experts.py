@@ -8,7 +8,9 @@ what the exchange of tokens takes.
                  forward also the counts of tokens, a small message
     on hosts   : a rank that gets the share w of the choices gets w * bytes from each rank;
                  latency + max(bytes u -> v / rate, bytes out of u / out, bytes into v / in)
-                 + fullest rank's bytes * own, with own what the processes copy themselves
+                 + fullest rank's bytes * own, with own what the processes copy themselves; where an
+                 exchange over hosts of as many ranks was measured, that, times what the formula
+                 has for the shares over what it has for level ones
 
 load and shares are those of the recorded routing with experts placed by it, else level. Experts are
 profiled whole: layouts with tensor parallelism keep them with their layer (ep 1).
@@ -70,9 +72,10 @@ class SpreadExperts:
         load = self._loads.get(ep)
         return load.slots_per_rank if load else self.model.num_experts // ep
 
-    def num_replicated(self, ep: int) -> int:
-        """Experts of a layer with several holders, at most."""
-        return max(0, self.slots_per_rank(ep) * ep - self.model.num_experts) if ep > 1 else 0
+    def num_replicated(self, ep: int) -> float:
+        """Experts of a layer with several holders, mean over layers."""
+        load = self._loads.get(ep)
+        return load.replicated if load else 0.0
 
     def shares(self, ep: int) -> Floats:
         """Of the choices of each MoE layer, what goes to each rank: [layers, ep]."""
@@ -179,11 +182,16 @@ class SpreadExperts:
         loads = config.ep * shares.max(axis=1)
         slow = hosts.of_processes(config, nodes)
         small = COUNT_BYTES * self.slots_per_rank(config.ep) * config.ep
+        sent, level = self.sent_bytes(config), np.full((1, config.ep), 1 / config.ep)
+        curve = self._curves.measured("all_to_all", config.ep, "cluster")
         once = np.empty((config.pp, self.model.num_moe_layers))
         counts = np.empty(config.pp)
         for s in range(config.pp):
             latency_s, byte_s = hosts.exchange(on[stage == s], shares)
-            sent = self.sent_bytes(config)
             once[s] = latency_s + sent * (byte_s + own_s * slow[s] * loads)
             counts[s] = latency_s + small * own_s * slow[s]
+            if curve is not None:
+                even = hosts.exchange(on[stage == s], level)[1][0] + own_s * slow[s]
+                once[s] *= curve.at(sent) / (latency_s + sent * even)
+                counts[s] = curve.at(small)
         return Exchange(forward_s=2 * once + counts[:, None], backward_s=2 * once)

@@ -142,6 +142,8 @@ class ExpertLoad:
     """Of the fullest rank of each layer, mean over layers."""
     held_imbalance: Annotated[float, Ge(1)]
     """Of the rank with most over all layers together."""
+    replicated: Annotated[float, Ge(0)] = 0.0
+    """Experts that several ranks hold, mean over layers."""
     shares: tuple[tuple[Annotated[float, Ge(0)], ...], ...] = ()
     """Per MoE layer, what part of its choices goes to each rank; empty: not kept."""
 

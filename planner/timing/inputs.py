@@ -80,6 +80,7 @@ def split_of(layouts: Layouts, job: JobSpec, routed: Routed = EVEN) -> Split:
         offload=layouts.offload,
         load=routed.load(layouts.ep),
         expert_copies=routed.copies(layouts.ep),
+        shared_experts=routed.shared(layouts.ep),
     )
 
 

@@ -89,6 +89,8 @@ class Split:
     """Choices at the fullest rank of `ep` over the mean rank's."""
     expert_copies: Num = 1.0
     """Slots for experts over experts: above 1 with replicas."""
+    shared_experts: Num = 0.0
+    """Experts that several ranks hold over all experts."""
 
     @property
     def data_ranks(self) -> Num:

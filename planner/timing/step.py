@@ -279,13 +279,13 @@ def _reduction_s(
 
 def _replicas_s(split: Split, hw: Machine, sw: Software, c: Constants, params: Params) -> Num:
     """All-reduce over `ep` of a buffer of all experts with several holders, as the reference
-    runtime sums their gradients; each spare slot is taken for an expert of its own."""
-    copies = split.expert_copies
-    if not np.any(np.asarray(copies) > 1):
+    runtime sums their gradients."""
+    shared = split.shared_experts
+    if not np.any(np.asarray(shared) > 0):
         return 0.0
-    replicated = params.experts * split.ep * (copies - 1) / copies
-    group = np.where(copies > 1, split.ep, 1.0)
-    return collective_s(hw, c, sw.reduce_bytes * replicated, group, split.etp, reduces=True)
+    held = params.experts * split.ep * shared / split.expert_copies
+    group = np.where(shared > 0, split.ep, 1.0)
+    return collective_s(hw, c, sw.reduce_bytes * held, group, split.etp, reduces=True)
 
 
 def _update_s(split: Split, hw: Machine, c: Constants, params: Params) -> Num:

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from profiler.link_profile import GroupOp
-from profiler.measure.timer import Agree, Limits, collect, elapsed_s, summarise
+from profiler.measure.timer import Agree, Limits, collect, elapsed_s, summarise, sustained
 from profiler.profile import Scope, Timing, TransferEntry, TransferOp
 
 Group = dist.ProcessGroup
@@ -126,7 +126,7 @@ def measure_collective(
     for num_bytes in sizes:
         work = _collective(op, num_bytes, group, device)
         rows = collect(lambda work=work: (elapsed_s(device, work),), share, agree)  # type: ignore[misc]
-        results.append((num_bytes, summarise([row[0] for row in reduce(rows)])))
+        results.append((num_bytes, sustained([row[0] for row in reduce(rows)])))
     return results
 
 

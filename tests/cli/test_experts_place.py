@@ -123,6 +123,19 @@ def test_a_plan_places_the_experts(meshwright, recorded, tmp_path):
     assert "times the mean" in " ".join(why.split())
 
 
+def test_planning_again_keeps_the_experts_where_it_can(meshwright, recorded, tmp_path):
+    pins = ("--pin", "ep=8", "--pin", "tp=1")
+    assert meshwright(*ASK, "--routing", recorded, *pins, "-o", "old.json").code == 0
+    result = meshwright(
+        "plan", "--from", "old.json", "-c", "h100-3x8", "--global-batch", 48, "-o", "new.json"
+    )
+    assert result.code in (0, 4), result.err
+    old, new = (json.loads((tmp_path / n).read_text()) for n in ("old.json", "new.json"))
+    assert new["chosen"]["config"]["ep"] == 8
+    assert new["chosen"]["placement"]["experts"] == old["chosen"]["placement"]["experts"]
+    assert new["profile"]["expert_loads"] == old["profile"]["expert_loads"]
+
+
 def test_a_given_layout_is_priced_with_its_experts(meshwright, recorded, tmp_path):
     (tmp_path / "layout.yaml").write_text(
         "{dp_shard: 16, zero: 3, ep: 8, micro_batch: 1, recompute: full, experts: "

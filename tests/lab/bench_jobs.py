@@ -13,15 +13,23 @@ from launch.artifact import read_plan
 from launch.recipe import FILE_NAME, read_recipe
 from launch.runtime.profile_worker import measure_all
 from launch.runtime.train import train
+from profiler.measure.cases import COLLECTIVE_SIZES
 from profiler.measure.journal import Journal
-from profiler.measure.links import measure_p2p, sender_decides
+from profiler.measure.links import (
+    leader_decides,
+    mean_over,
+    measure_collective,
+    measure_p2p,
+    sender_decides,
+)
 from profiler.measure.timer import Limits
 
 CPU = torch.device("cpu")
 SIZES = (4, 1 << 16, 1 << 18, 1 << 20)
 """Bytes of a message, the smallest first."""
-LINK_S, PASSES, WORK_S = 0.5, 3, 1.0
-"""Time for a pair of hosts in one direction, once; how often; time for the speed of a host."""
+LINK_S, PASSES, WORK_S, EXCHANGE_S = 0.5, 3, 1.0, 15.0
+"""Time for a pair of hosts in one direction, once; how often; time for the
+speed of a host; for exchanges."""
 
 
 def profile(folder: str) -> None:
@@ -46,6 +54,17 @@ def links() -> list[list[tuple[int, float]]]:
         [(n, statistics.median(found[target, n])) for n in SIZES if target != rank]
         for target in range(world)
     ]
+
+
+def exchange() -> list[tuple[int, float]]:
+    """(bytes that each rank sends, seconds) of all-to-alls of all ranks, sustained."""
+    world = dist.group.WORLD
+    agree, reduce = leader_decides(world, CPU), mean_over(world, CPU)
+    limits = Limits(budget_s=EXCHANGE_S, warmup=2)
+    times = measure_collective(
+        "all_to_all", COLLECTIVE_SIZES[:-1], limits, world, CPU, agree, reduce
+    )  # fmt: skip
+    return [(num_bytes, timing.median_s) for num_bytes, timing in times]
 
 
 def speed() -> float:

@@ -24,7 +24,11 @@ FREE = SearchOptions(pin={}, forbid={}, top=5)
 def load(ep: int, imbalance: float, slots: int | None = None) -> ExpertLoad:
     slots_per_rank = 8 // ep if slots is None else slots
     return ExpertLoad(
-        ep=ep, slots_per_rank=slots_per_rank, imbalance=imbalance, held_imbalance=imbalance
+        ep=ep,
+        slots_per_rank=slots_per_rank,
+        imbalance=imbalance,
+        held_imbalance=imbalance,
+        replicated=max(0, slots_per_rank * ep - 8),
     )
 
 
@@ -56,7 +60,9 @@ def test_what_is_not_recorded_is_level():
     ep = np.array([1, 2, 4, 8])
     assert table.load(ep).tolist() == [1, 1, 1.5, 1]
     assert table.copies(ep).tolist() == [1, 1, 1.5, 1]
+    assert table.shared(ep).tolist() == [0, 0, 0.5, 0]
     assert EVEN.load(ep) == EVEN.kept(ep) == EVEN.copies(ep) == 1.0
+    assert EVEN.shared(ep) == 0.0
 
 
 def test_all_wait_for_the_fullest_rank():

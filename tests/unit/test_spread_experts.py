@@ -59,7 +59,12 @@ def costs(*loads: ExpertLoad) -> MeasuredCosts:
 
 def load(imbalance: float, slots: int = 4, shares=()) -> ExpertLoad:
     return ExpertLoad(
-        ep=2, slots_per_rank=slots, imbalance=imbalance, held_imbalance=imbalance, shares=shares
+        ep=2,
+        slots_per_rank=slots,
+        imbalance=imbalance,
+        held_imbalance=imbalance,
+        shares=shares,
+        replicated=2.0 * (slots - 4),
     )
 
 
