@@ -175,11 +175,16 @@ def load_of(
     slots_per_rank: int,
     *,
     window: int,
+    capacity: float = 0.0,
     keep_shares: bool = False,
 ) -> ExpertLoad:
     """What a placement leaves to the fullest rank, of exchanges of `window` tokens each. `parts`:
-    of each layer, what part of each expert's choices each rank takes, [experts, ranks]."""
+    of each layer, what part of each expert's choices each rank takes, [experts, ranks].
+    `capacity`: choices that an expert takes at most, over the mean expert's; the rest is dropped
+    (GShard, arXiv:2006.16668); 0: nothing is."""
     windows = _windows(routing, window)
+    if capacity:
+        windows = np.minimum(windows, capacity * windows.mean(axis=2, keepdims=True))
     loads = np.stack([w @ part for w, part in zip(windows.swapaxes(0, 1), parts, strict=True)])
     mean = np.maximum(loads.mean(axis=2), TINY)
     total = loads.sum(axis=(0, 1))
@@ -243,7 +248,14 @@ def place(
     """
     train, test = _parts(routing, held_out)
     problem = problem_of(train, ranks)
-    solved = solve(problem, seed=seed, method=method)
+    try:
+        solved = solve(problem, seed=seed, method=method)
+    except ValueError as e:
+        if method == "auto":
+            raise
+        raise UserError(
+            f"`{method}` does not place these experts: {e}", hint="leave the method to `auto`"
+        ) from None
     if solved.value is None or solved.objective is None:
         raise UserError(
             f"`{method}` finds no placement of {problem.num_experts} experts on "

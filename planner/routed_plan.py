@@ -72,8 +72,10 @@ def _load(
     ep = len(layers[0].slots)
     most = max(len(slots) for layer in layers for slots in layer.slots)
     parts = [parts_of(layer, profile.model.num_experts) for layer in layers]
-    keep_shares = not profile.is_analytic
-    return load_of(routing, parts, most, window=job.seq_len * ep, keep_shares=keep_shares)
+    return load_of(
+        routing, parts, most, window=job.seq_len * ep,
+        capacity=profile.model.capacity_factor or 0.0, keep_shares=not profile.is_analytic,
+    )  # fmt: skip
 
 
 def ranks_of(profile: Profile, job: JobSpec, ep: int, redundant: int = 0) -> Ranks:

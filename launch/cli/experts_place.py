@@ -42,6 +42,9 @@ def run(
     copies: Annotated[
         str, typer.Option(help="What travels, of home: one copy per node, rank or choice.")
     ] = "node",
+    groups: Annotated[
+        int | None, typer.Option(min=1, help="Groups that routing is limited to [the model's].")
+    ] = None,
     use: Annotated[str, typer.Option("--for", help="training or inference.")] = "training",
     compute: Annotated[
         float | None, typer.Option("--compute-s-per-token", min=0, help="Of one expert.")
@@ -71,6 +74,7 @@ def run(
     from launch.artifact import write_atomic
     from launch.expert_files import FORMS, document, text_of
     from planner.expert_placement import place
+    from profiler.codec import replace
     from solvers.experts.solve import Method
 
     if form not in FORMS:
@@ -78,6 +82,7 @@ def run(
     routing, spec = _routing(trace, model, keys, experts)
     given = {"compute": compute, "intra": intra, "inter": inter}
     ranks = _ranks(routing, spec, cluster, ep, redundant, per_node, use, given, traffic, copies)
+    ranks = replace(ranks, num_groups=_groups(spec, groups, routing))
     begun = time.process_time()
     found = place(
         routing, ranks, held_out=held_out, method=_one_of("method", method, Method), seed=seed
@@ -143,14 +148,19 @@ def _ranks(
         slots_per_rank=slots_of(routing.num_experts, ep, redundant),
         rates=_rates(spec, on, use, given), traffic=_one_of("traffic", traffic, Traffic),
         copies=_one_of("copies", copies, Copies),
-        num_groups=_groups(spec),
     )  # fmt: skip
 
 
-def _groups(spec: "ModelSpec | None") -> int:
-    """Groups to which routing was limited."""
+def _groups(spec: "ModelSpec | None", asked: int | None, routing: "Routing") -> int:
+    """Groups of experts to which routing was limited."""
     limited = spec is not None and spec.num_chosen_groups < spec.num_expert_groups
-    return spec.num_expert_groups if spec is not None and limited else 1
+    groups = asked or (spec.num_expert_groups if spec is not None and limited else 1)
+    if routing.num_experts % groups:
+        raise UserError(
+            f"{groups} groups do not divide {routing.num_experts} experts",
+            hint="pass another `--groups`",
+        )
+    return groups
 
 
 def _rates(

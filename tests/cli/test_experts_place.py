@@ -92,7 +92,9 @@ WRONG = [
     (("--ep", 4), "error: what a token takes is not known without `-m MODEL`"),
     (("--ep", 4, "-m", "mixtral-8x7b"), "error: what a token takes is not known without `-c"),
     ((*WORLD, *RATES, "-m", "deepseek-v3"), "error: "),
+    ((*WORLD, *RATES, "--groups", 3), "error: 3 groups do not divide 8 experts"),
     ((*WORLD, *RATES, "--method", "magic"), "error: `--method magic` is not known"),
+    (("--ep", 8, *RATES, "--method", "exact"), "error: `exact` does not place these experts: "),
     ((*WORLD, *RATES, "--traffic", "away"), "error: `--traffic away` is not known"),
     ((*WORLD, *RATES, "--format", "gguf"), "error: `--format gguf` is not known"),
 ]

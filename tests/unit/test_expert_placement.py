@@ -78,6 +78,16 @@ def test_shares_are_those_of_the_counts(seed, dropped):
     assert np.array(found.shares).sum(axis=1) == pytest.approx(1)
 
 
+def test_what_has_no_room_is_dropped():
+    windows = np.array([[[70, 10, 10, 10]]])
+    parts = [parts_of(contiguous_slots(4, 4), 4)]
+    full, capped = (
+        load_of(RoutingCounts(windows=windows), parts, 1, window=1, capacity=c) for c in (0, 1.2)
+    )
+    assert full.imbalance == pytest.approx(2.8)
+    assert capped.imbalance == pytest.approx(30 / 15)  # 30, 10, 10, 10 are left
+
+
 def test_counts_of_windows_do_as_well():
     windows = np.array([[[10, 0, 0, 0]], [[0, 0, 10, 0]]])
     found = load_of(
