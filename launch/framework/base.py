@@ -129,9 +129,26 @@ def script(plan: Plan, emitted: Emitted) -> str:
     if emitted.needs:
         lines.append(f"export {' '.join(need.name for need in emitted.needs)}")
     lines += [f"export {name}={shlex.quote(value)}" for name, value in emitted.env]
+    lines += _interface(plan)
     given = () if emitted.starts_ranks else ('"$@"',)
     lines += [*emitted.body, " ".join(("exec", *given, *emitted.words))]
     return "".join(f"{line}\n" for line in lines)
+
+
+def _interface(plan: Plan) -> list[str]:
+    """Lines that keep the ranks' sockets, and NCCL's first messages, to the plan's interface of
+    their node: nodes are counted by NODE_RANK, or by Slurm's tasks where it starts one on each."""
+    names = plan.chosen.placement.interfaces
+    if not names:
+        return []
+    if len(set(names)) == 1:
+        return [f"export NCCL_SOCKET_IFNAME={shlex.quote(names[0])}"
+                f" GLOO_SOCKET_IFNAME={shlex.quote(names[0])}"]  # fmt: skip
+    own = '"${INTERFACES[${NODE_RANK:-${SLURM_PROCID:-0}}]}"'
+    return [
+        f"INTERFACES=({' '.join(map(shlex.quote, names))})",
+        f"export NCCL_SOCKET_IFNAME={own} GLOO_SOCKET_IFNAME={own}",
+    ]
 
 
 def _variable(need: Need) -> str:

@@ -9,6 +9,7 @@ to be.
                                                                  `linked_shares`
             contiguous and EPLB are looked at as well (with "home" layer by layer), so that the
             result is never worse than they are on the objective
+    shadow  the hottest experts on every rank (FasterMoE)
     moetuner, exflow: their integer programs by CP-SAT, with `_cbc` by CBC (`ilp`); one slot per
             expert. On "load" and "hops" (of one node) they are certificates where they finish.
 
@@ -32,6 +33,7 @@ from solvers.experts.problem import Floats, Placed, Problem, held
 from solvers.experts.program import Library
 from solvers.experts.refine import refined, refines
 from solvers.experts.score import best_of_layers, flows_of, times
+from solvers.experts.shadow import shadow
 from solvers.experts.sweeps import placed_of, sweeps
 from solvers.experts.traffic import hops
 from solvers.result import SolveResult
@@ -43,6 +45,7 @@ Method = Literal[
     "round_robin",
     "eplb",
     "eplb_global",
+    "shadow",
     "level",
     "hybrid",
     "sweeps",
@@ -201,6 +204,8 @@ def _place(
         return hybrid(problem, seed)
     if method == "level":
         return level(problem)
+    if method == "shadow":
+        return shadow(problem)
     if method in ("eplb", "eplb_global"):
         return eplb(problem, hierarchical=method == "eplb")
     return round_robin(problem) if method == "round_robin" else contiguous(problem)

@@ -59,13 +59,20 @@ class Asked:
     traffic: Traffic = "home"
     copies: Copies = "node"
     objective: str = "time"
-    methods: tuple[str, ...] = ("contiguous", "round_robin", "eplb", "eplb_global", "auto")
+    methods: tuple[str, ...] = (
+        "contiguous",
+        "round_robin",
+        "shadow",
+        "eplb",
+        "eplb_global",
+        "auto",
+    )
 
 
 OURS = tuple(
     Asked(
         title=f"examples/tiny-moe, 4 x 2 ranks, {room} slots each", file="", ranks=8, per_node=2,
-        room=room, rates=_H100, methods=("contiguous", "round_robin", "eplb_global", "auto"),
+        room=room, rates=_H100, methods=("contiguous", "round_robin", "shadow", "eplb_global", "auto"),
     )
     for room in (2, 3)
 )  # fmt: skip

@@ -12,6 +12,7 @@ from solvers.experts.level import level
 from solvers.experts.packing import longest_first, packed
 from solvers.experts.problem import check
 from solvers.experts.score import score
+from solvers.experts.shadow import shadow
 from solvers.experts.shares import split_parts, split_shares
 from solvers.experts.solve import solve
 from tests.unit.routed import loaded
@@ -40,6 +41,21 @@ def test_eplb_on_flashlbs_example_and_the_free_split_below_it() -> None:
     found = solve(problem, objective="load")
     assert found.objective == pytest.approx(1450 / 8)
     assert found.status == "OPTIMAL"
+
+
+@pytest.mark.parametrize(
+    ("room", "fullest", "everywhere"),
+    [(2, 600.0, set()), (3, (600 + 560) / 8 + 120, {0, 1})],
+)
+def test_shadows_are_as_many_as_lower_the_fullest_rank(room, fullest, everywhere) -> None:
+    """With two slots, one shadow leaves the second expert beside an eighth of the first: 635."""
+    problem = loaded(FLASHLB, num_ranks=8, ranks_per_node=8, slots_per_rank=room)
+    found = shadow(problem)
+    check(problem, found)
+    assert score(problem, found).time_s == pytest.approx(fullest)
+    taken = found.slots.reshape(8, room)[:, : len(everywhere)]
+    assert all(set(own.tolist()) == everywhere for own in taken)
+    assert solve(problem, objective="load", method="shadow").objective == pytest.approx(fullest)
 
 
 def test_eplb_by_group_needs_groups_that_divide() -> None:
