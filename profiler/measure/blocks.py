@@ -102,6 +102,10 @@ def measure_block(setup: BlockSetup, limits: Limits, memory_bytes: int) -> Block
         rows = collect(cold, short, setup.agree)
         return sustained([row[0] for row in setup.reduce(rows)])
 
+    def part(of: Sequence[float], waits: Sequence[float]) -> float:
+        """Seconds in collectives, as they are part of all repetitions together."""
+        return sustained(of).median_s * min(1.0, sum(waits) / max(sum(of), 1e-12))
+
     capped = [min(w, i) for w, i in zip(whole, inner, strict=True)]
     rest = [w - i for w, i in zip(whole, capped, strict=True)]
     return BlockTimes(
@@ -110,8 +114,8 @@ def measure_block(setup: BlockSetup, limits: Limits, memory_bytes: int) -> Block
         weight_grad=sustained(rest),
         optimizer=apart(update),
         bucket=apart(bucket),
-        forward_collective_s=sustained(forward_wait).median_s,
-        backward_collective_s=sustained(backward_wait).median_s,
+        forward_collective_s=part(forward, forward_wait),
+        backward_collective_s=part(whole, backward_wait),
         saved_bytes=saved,
         peak_bytes=peak,
     )

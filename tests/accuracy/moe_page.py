@@ -41,6 +41,9 @@ of 450 GB/s and a NIC of 50 GB/s."""
 _MIXTRAL = {"compute_s": 0.88080384e-6, "intra_s": 8192 / 450e9, "inter_s": 8192 / 50e9}
 
 
+WITHOUT_GROUPS = ("contiguous", "round_robin", "shadow", "eplb_global", "auto")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Asked:
     """A recording on some ranks."""
@@ -72,7 +75,7 @@ class Asked:
 OURS = tuple(
     Asked(
         title=f"examples/tiny-moe, 4 x 2 ranks, {room} slots each", file="", ranks=8, per_node=2,
-        room=room, rates=_H100, methods=("contiguous", "round_robin", "shadow", "eplb_global", "auto"),
+        room=room, rates=_H100, methods=WITHOUT_GROUPS,
     )
     for room in (2, 3)
 )  # fmt: skip
