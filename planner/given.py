@@ -101,8 +101,8 @@ def candidate_of(costs: Costs, config: ParallelConfig, placement: Placement) -> 
             kind="infeasible",
         )
     found = estimate(costs, prepared)
-    kept = replace(found.placement, experts=placement.experts, interfaces=placement.interfaces)
-    return replace(found, placement=kept)
+    # What costs the same anywhere is still asked for: ranks on alike nodes, interfaces, experts.
+    return replace(found, placement=replace(placement, stages=found.placement.stages))
 
 
 def plan_for(

@@ -16,6 +16,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.distributed, pytest.mark.usefixtures(
 
 RANKS = (2, 3, 0, 1)
 """Of the coordinates (pp, dp): the first stage is on the second host."""
+HOSTS = ("host2", "host0")
 LAYOUT = (
     f"{{pp: 2, dp_replicate: 2, micro_batch: 1, ranks: {list(RANKS)}, interfaces: [eth0, eth0]}}"
 )
@@ -42,9 +43,11 @@ def lab():
 
 def test_ranks_sit_where_the_plan_has_them(lab):
     make_plan(lab, "emitted.json", LAYOUT)
+    lab.shared("hosts").write_text("\n".join(HOSTS) + "\n")
     lab.shared("megatron").mkdir()
     lab.shared("megatron/pretrain_gpt.py").write_text(ENTRY)
-    emit = ("launch", SHARED / "emitted.json", "--for", "megatron", "--on", "slurm", "-o",
+    emit = ("launch", SHARED / "emitted.json", "--for", "megatron", "--on", "slurm", "--hosts",
+            SHARED / "hosts", "-o",
             SHARED / "job")  # fmt: skip
     lab.run(CONTROLLER, argv(*emit), check=True, timeout_s=60)
     tools = f"{Path(argv()[0]).parent}{os.pathsep}{os.environ['PATH']}"
@@ -54,5 +57,5 @@ def test_ranks_sit_where_the_plan_has_them(lab):
     lab.run(CONTROLLER, submit, check=True, timeout_s=170, env=env)
     seen = [json.loads(lab.shared(f"megatron/rank-{k}.json").read_text()) for k in range(4)]
     # Megatron numbers its ranks (pp, dp), as the plan its coordinates.
-    assert [each["host"] for each in seen] == [f"host{device // 2}" for device in RANKS]
+    assert [each["host"] for each in seen] == [HOSTS[device // 2] for device in RANKS]
     assert {(each["nic"], each["pp"], each["world"]) for each in seen} == {("eth0", 2, 4)}

@@ -99,9 +99,22 @@ def test_the_bad_link_then_the_bad_nic_are_named(tmp_path):
 
 
 @pytest.mark.usefixtures("can_slurm")
+def slower(topology, times):
+    """The topology with all NICs at a part of their rates."""
+    hosts = tuple(
+        replace(
+            host,
+            nics=tuple(replace(nic, mbit_per_s=nic.mbit_per_s / times) for nic in host.nics),
+        )
+        for host in topology.hosts
+    )
+    return replace(topology, name="slower-nics", hosts=hosts)
+
+
 def test_two_nics_are_measured_apart_by_agents_that_srun_starts(tmp_path):
     # Without quotas: ranks of a job that have a fifth of a core measure their processor.
-    with Lab(replace(shipped("mixed-nics"), cpu_share=None)) as lab:
+    # A quarter of the rates: both NICs at once must not measure the processors of this machine.
+    with Lab(slower(replace(shipped("mixed-nics"), cpu_share=None), 4)) as lab:
         slurm.start(lab)
         words = ("--nics", "all", "--budget", "16", "--wait", "--address", "ctl:5000")
         argv, out = command(lab, tmp_path, *words)
@@ -117,14 +130,14 @@ def test_two_nics_are_measured_apart_by_agents_that_srun_starts(tmp_path):
         slow = [
             p.bytes_per_s * 8e-6 for p in report.pairs if p.nic == "eth0" and p.source > "host1"
         ]
-        assert slow == pytest.approx([250 * OVERHEAD] * 6, rel=0.1)
+        assert slow == pytest.approx([250 / 4 * OVERHEAD] * 6, rel=0.1)
         fast = next(
             p for p in report.pairs if (p.source, p.target, p.nic) == ("host0", "host1", "eth1")
         )
-        assert fast.bytes_per_s * 8e-6 > 1300
+        assert fast.bytes_per_s * 8e-6 > 1300 / 4
         assert stands_out(report) == []
         both = links.bytes_per_s[0, 1] * 8e-6
-        assert both > fast.bytes_per_s * 8e-6  # by how much, the processors say
+        assert both > fast.bytes_per_s * 8e-6 + 300 / 4
         assert [f.kind for f in report.flows].count("nics") == 4
 
 
