@@ -25,7 +25,7 @@ from profiler.errors import UserError
 from profiler.job import ACTIVATION_BYTES, JobSpec
 from profiler.model import ModelSpec
 from profiler.profile import ExpertLoad
-from profiler.routing.trace import DROPPED, HELD_OUT, Routing, RoutingTrace
+from profiler.routing.trace import HELD_OUT, Routing, RoutingTrace
 from solvers.experts.baselines import contiguous, eplb, round_robin
 from solvers.experts.problem import Copies, Placed, Problem, Score, Traffic
 from solvers.experts.score import score
@@ -212,15 +212,14 @@ def _windows(routing: Routing, window: int) -> Floats:
     """[windows, layers, experts]: choices in consecutive stretches of the recording."""
     if not isinstance(routing, RoutingTrace):
         return routing.windows.astype(np.float64)
-    num = max(FEWEST_WINDOWS, routing.num_tokens // max(window, 1))
-    num = min(num, routing.num_tokens)
-    experts = routing.num_experts
-    ids = routing.ids[: routing.num_tokens // num * num]
-    ids = ids.reshape(num, -1, *ids.shape[1:]).swapaxes(1, 2)  # [windows, layers, tokens, k]
-    cell = np.arange(num * routing.num_layers).reshape(num, -1, 1, 1) * experts + ids
-    flat = cell[ids != DROPPED]
-    found = np.bincount(flat, minlength=num * routing.num_layers * experts)
-    return found.reshape(num, routing.num_layers, experts).astype(np.float64)
+    number = max(FEWEST_WINDOWS, routing.num_tokens // max(window, 1))
+    return routing.windows(number).astype(np.float64)
+
+
+def routing_groups(model: ModelSpec) -> int:
+    """Groups of experts to which a token's choices are limited; 1 where they are not."""
+    limited = model.num_chosen_groups < model.num_expert_groups
+    return model.num_expert_groups if limited else 1
 
 
 def degrees_of(model: ModelSpec, num_devices: int, wanted: Sequence[int] = ()) -> tuple[int, ...]:

@@ -206,24 +206,8 @@ def by_load(counts: Counts, current: Experts) -> Experts:
     found = place(routing, ranks, held_out=0, compare=False).layers
     better = fullest(counts, found) < fullest(counts, current)
     return tuple(
-        keep_in_place(old, _once(new)) if yes else old
+        keep_in_place(old, new) if yes else old
         for old, new, yes in zip(current, found, better, strict=True)
-    )
-
-
-def _once(layer: ExpertSlots) -> ExpertSlots:
-    """With an expert once at most on each rank; it takes there what its slots took."""
-    if all(len(set(own)) == len(own) for own in layer.slots):
-        return layer
-    shares = layer.shares or tuple((1.0,) * len(own) for own in layer.slots)
-    merged: list[dict[int, float]] = []
-    for experts, own in zip(layer.slots, shares, strict=True):
-        merged.append({})
-        for expert, share in zip(experts, own, strict=True):
-            merged[-1][expert] = merged[-1].get(expert, 0.0) + share
-    return ExpertSlots(
-        slots=tuple(tuple(rank) for rank in merged),
-        shares=tuple(tuple(rank.values()) for rank in merged),
     )
 
 

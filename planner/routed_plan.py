@@ -20,6 +20,7 @@ from planner.expert_placement import (
     parts_of,
     place,
     rates_of,
+    routing_groups,
 )
 from planner.plan import Plan, plan_id
 from profiler.codec import replace
@@ -81,13 +82,12 @@ def _load(
 def ranks_of(profile: Profile, job: JobSpec, ep: int, redundant: int = 0) -> Ranks:
     """The ranks of a group of `ep`, as a training step uses them."""
     model, node = profile.model, profile.cluster.groups[0]
-    groups = model.num_expert_groups
     ranks = Ranks(
         num_ranks=ep,
         ranks_per_node=math.gcd(ep, node.devices_per_node),
         slots_per_rank=-(-(model.num_experts + redundant) // ep),
         rates=_rates(profile, job),
-        num_groups=groups if groups > 1 and model.num_chosen_groups < groups else 1,
+        num_groups=routing_groups(model),
     )
     if profile.links is None or ep != node.num_nodes * node.devices_per_node:
         return ranks

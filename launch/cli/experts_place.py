@@ -153,8 +153,9 @@ def _ranks(
 
 def _groups(spec: "ModelSpec | None", asked: int | None, routing: "Routing") -> int:
     """Groups of experts to which routing was limited."""
-    limited = spec is not None and spec.num_chosen_groups < spec.num_expert_groups
-    groups = asked or (spec.num_expert_groups if spec is not None and limited else 1)
+    from planner.expert_placement import routing_groups
+
+    groups = asked or (routing_groups(spec) if spec is not None else 1)
     if routing.num_experts % groups:
         raise UserError(
             f"{groups} groups do not divide {routing.num_experts} experts",

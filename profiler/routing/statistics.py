@@ -92,7 +92,7 @@ def statistics_of(routing: Routing, *, windows: int = WINDOWS) -> RoutingStatist
         each, tokens, k = routing.windows, None, None
         dropped = 0.0
     else:
-        each, tokens, k = _windows(routing, windows), routing.num_tokens, routing.ids.shape[2]
+        each, tokens, k = routing.windows(windows), routing.num_tokens, routing.ids.shape[2]
         dropped = float((routing.ids == DROPPED).mean())
     layers = tuple(_layer(routing, each[:, i], i, k or 1) for i in range(routing.num_layers))
     return RoutingStatistics(
@@ -126,14 +126,6 @@ def entropy_bits(weights: Floats) -> float:
         return 0.0
     p = weights[weights > 0] / total
     return float(-(p * np.log2(p)).sum()) + 0.0
-
-
-def _windows(trace: RoutingTrace, windows: int) -> Counts:
-    """[windows, layers, experts] of as many tokens each, but for one."""
-    parts = np.array_split(trace.ids, min(windows, trace.num_tokens))
-    return np.stack(
-        [RoutingTrace(ids=part, num_experts=trace.num_experts).counts() for part in parts]
-    )
 
 
 def drift_of(windows: Counts, k: int) -> tuple[float | None, float | None]:

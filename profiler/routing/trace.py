@@ -57,6 +57,12 @@ class RoutingTrace:
         cut = self.num_tokens - round(self.num_tokens * held_out)
         return self._of(slice(None, cut)), self._of(slice(cut, None))
 
+    def windows(self, number: int) -> Counts:
+        """[windows, layers, experts]: choices in consecutive stretches of as many tokens each, but
+        for one; at most one stretch per token."""
+        parts = np.array_split(np.arange(self.num_tokens), min(number, self.num_tokens))
+        return np.stack([self._of(slice(own[0], own[-1] + 1)).counts() for own in parts])
+
     def since(self, step: int) -> "RoutingTrace":
         """The tokens of `step` and later ones; all, where steps are not known."""
         first = 0 if self.step is None else int(np.searchsorted(self.step, step))

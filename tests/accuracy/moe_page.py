@@ -106,8 +106,7 @@ def settled() -> RoutingTrace:
     routing = read_any_routing(path, Wanted(num_experts=None, keys=()))
     assert isinstance(routing, RoutingTrace)
     assert routing.step is not None
-    late = routing.step >= SETTLED
-    return RoutingTrace(ids=routing.ids[late], num_experts=routing.num_experts)
+    return routing.since(SETTLED)
 
 
 def tokens_of(asked: Asked, data: Path | None) -> tuple[Ints, Ints]:

@@ -72,10 +72,7 @@ def trained(folder: Path) -> tuple[Path, RoutingTrace]:
     routing = read_any_routing(path, Wanted(num_experts=None, keys=()))
     assert isinstance(routing, RoutingTrace)
     assert routing.step is not None
-    late = routing.step >= SETTLED
-    return path.parent, RoutingTrace(
-        ids=routing.ids[late], num_experts=routing.num_experts, step=routing.step[late]
-    )
+    return path.parent, routing.since(SETTLED)
 
 
 def with_exchange(folder: Path, lab: Lab, ranks: Ranks, facts: Profile) -> Profile:

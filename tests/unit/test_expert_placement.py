@@ -15,12 +15,14 @@ from planner.expert_placement import (
     place,
     rates_of,
     slots_of,
+    slots_of_layers,
 )
 from planner.holdings import contiguous_slots
 from profiler.catalog import resolve_cluster, resolve_model
 from profiler.errors import UserError
 from profiler.job import JobSpec
 from profiler.routing.trace import DROPPED, RoutingCounts
+from solvers.experts.problem import Placed
 from tests.unit.made_routing import skewed_trace
 
 RATES = Rates(compute_s=1e-6, intra_s=1e-7, inter_s=1e-6)
@@ -141,6 +143,16 @@ def test_a_placement_is_judged_on_tokens_it_has_not_seen():
     assert replicas.train.max_over_mean < found.train.max_over_mean
     total = [sum(w for own in one.shares for w in own) for one in replicas.layers if one.shares]
     assert total == pytest.approx([8] * len(total))
+
+
+def test_copies_on_one_rank_are_one_and_those_without_tokens_are_none():
+    placed = Placed(
+        slots=np.array([[0, 0, 1, 0, 1, 1]]), shares=np.array([[0.25, 0.25, 0.5, 0.5, 0.5, 0.0]])
+    )
+    (layer,) = slots_of_layers(placed, 2)
+    assert layer == ExpertSlots(slots=((0, 1), (0, 1)), shares=((0.5, 0.5), (0.5, 0.5)))
+    alone = Placed(slots=np.array([[0, 2, 1, 1]]), shares=np.array([[1.0, 1.0, 0.4, 0.6]]))
+    assert slots_of_layers(alone, 2) == (ExpertSlots(slots=((0, 2), (1,))),)
 
 
 def test_too_few_tokens_cannot_be_parted():

@@ -106,6 +106,13 @@ def test_given_stages_are_obeyed_even_where_they_are_uneven():
     assert uneven.cost.step_s > even.cost.step_s
 
 
+def test_what_is_priced_alike_is_kept_as_given():
+    order = (4, 5, 6, 7, 0, 1, 2, 3)
+    given = plan_of(pp=2, dp_replicate=4, ranks=order, interfaces=("eth0", "eth0")).chosen
+    assert given.estimate is not None
+    assert (given.placement.ranks, given.placement.interfaces) == (order, ("eth0", "eth0"))
+
+
 def test_a_given_layout_needs_its_memory():
     small = with_memory(CLUSTER, 2**20)
     with pytest.raises(UserError, match="GiB on its fullest device") as caught:
