@@ -15,6 +15,7 @@ import sys
 import tempfile
 import textwrap
 from argparse import Namespace
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from solvers.experts.problem import Copies, Ints, Problem, Traffic
 from solvers.experts.score import count
 from tests.accuracy import experts_bench
 from tests.accuracy.readme import write_block
+from tests.lab.moe_bench import Results
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "moe.md"
@@ -136,17 +138,17 @@ def table(asked: Asked, data: Path | None) -> list[str]:
     ]  # fmt: skip
 
 
-def lab(results: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """Measured and predicted, per topology."""
+def lab(results: Results) -> list[str]:
+    """Measured and predicted, per model and topology."""
     lines = []
-    for name, rows in results.items():
+    for model, name, rows in each_of(results):
         by_layout: dict[str, list[dict[str, Any]]] = {}
         for row in rows:
             by_layout.setdefault(row["layout"], []).append(row)
         seen = {k: [statistics.median(r["steps"]) for r in own] for k, own in by_layout.items()}
         base = statistics.mean(seen["contiguous"])
         lines += [
-            f"### {name}", "",
+            f"### {model}, {name}", "",
             "| placement | fullest rank | step | noise | predicted | error | exchange | "
             "against contiguous |",
             "|---|---|---|---|---|---|---|---|",
@@ -167,23 +169,30 @@ def lab(results: dict[str, list[dict[str, Any]]]) -> list[str]:
     return lines
 
 
-def brief(results: dict[str, list[dict[str, Any]]]) -> str:
+def each_of(results: Results) -> Iterator[tuple[str, str, list[dict[str, Any]]]]:
+    """Model, topology and rows."""
+    for model, own in results.items():
+        for name, rows in own.items():
+            yield model.replace("-", " "), name, rows
+
+
+def brief(results: Results) -> str:
     """Steps against others', for the README."""
-    said = "Steps of a small mixture of experts in the lab, four hosts of two ranks, real routing:"
+    said = "Steps of small mixtures of experts in the lab, four hosts of two ranks, real routing:"
     head = (
-        "topology", "ours, 8 spare slots, against contiguous", "against EPLB with 8",
+        "model, topology", "ours, 8 spare slots, against contiguous", "against EPLB with 8",
         "ours, none spare, against contiguous", "against EPLB",
     )  # fmt: skip
     lines = [said, "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     pairs = (("ours +8", "contiguous"), ("ours +8", "eplb +8"), ("ours", "contiguous"),
              ("ours", "eplb"))  # fmt: skip
-    for name, rows in results.items():
+    for model, name, rows in each_of(results):
         steps: dict[str, list[float]] = {}
         for row in rows:
             steps.setdefault(row["layout"], []).append(statistics.median(row["steps"]))
         mean = {layout: statistics.mean(times) for layout, times in steps.items()}
         cells = [f"{mean[a] / mean[b] - 1:+.1%}" for a, b in pairs]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append(f"| {model}, {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

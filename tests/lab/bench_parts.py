@@ -108,12 +108,14 @@ def layout_file(config: ParallelConfig, stages: Any, ranks: tuple[int, ...]) -> 
 def run(
     folder: Path, lab: Lab, ranks: Ranks, case: Case, number: int, recipe: Recipe
 ) -> dict[str, Any]:
-    """One run of a case, or what the folder has of it."""
+    """One run of a case, or what the folder has of it, if its experts were at the same places."""
     name = f"{case.name}-{case.order}-{number}".replace(" ", "-")
     kept = folder / lab.topology.name / f"{name}.json"
+    experts = json.loads(encode(case.plan))["chosen"]["placement"].get("experts")
     if kept.exists():
         row: dict[str, Any] = json.loads(kept.read_text())
-        return row
+        if row.get("experts") == experts:
+            return row
     kept.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as text:
         here = Path(text)
@@ -140,6 +142,7 @@ def run(
         "by_axis": [rank.collective_by_axis for rank in observed.ranks],
         "ranks": list(case.plan.chosen.placement.ranks),
         "stages": [list(stage) for stage in case.plan.chosen.placement.stages],
+        "experts": experts,
     }
     kept.write_text(json.dumps(row))
     return row
