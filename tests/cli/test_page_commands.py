@@ -4,7 +4,6 @@ of the names that it has, or it is said which test runs it. Launches are run wit
 import re
 import shlex
 import shutil
-from pathlib import Path
 
 import pytest
 
@@ -76,15 +75,16 @@ def planned():
 
 
 def plan_of(line):
-    """What a line's `plan.json` is of."""
+    """Arguments for what a line's `plan.json` is of."""
     if re.search(r"routing|rebalance|tiny-moe", line):
-        return (*f"-m {MOE}/config.json -c cpu-1x2 --layout {MOE}/layout.yaml".split(),
-                *"--seq-len 128 --global-batch 16 --precision fp32".split())  # fmt: skip
-    if "--lost 1" in line:
-        return tuple("-m llama3-8b -c h100-4x8 --global-batch 384 --pin zero=0".split())
-    if line.startswith("launch") and "--on" not in line and "--for" not in line:
-        return tuple(f"-m {TINY}/config.json -c cpu-1x4 --seq-len 128 --global-batch 16".split())
-    return tuple("-m llama3-8b -c h100-2x8 --global-batch 256 --seq-len 8192".split())
+        asked = f"{MOE}/config.json -c cpu-1x2 --layout {MOE}/layout.yaml --global-batch 16"
+    elif "--lost 1" in line:
+        asked = "llama3-8b -c h100-4x8 --global-batch 384 --pin zero=0"
+    elif line.startswith("launch") and "--on" not in line and "--for" not in line:
+        asked = f"{TINY}/config.json -c cpu-1x4 --global-batch 16"
+    else:
+        asked = "llama3-8b -c h100-2x8 --global-batch 256"
+    return ("-m", *asked.split())
 
 
 @pytest.mark.parametrize("line", WHOLE)
