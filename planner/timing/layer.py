@@ -8,6 +8,18 @@ tokens. Backward runs each matrix product twice, for the input and for the weigh
 faster than the host starts its kernels: `ops * host_op_s`, less what CUDA graphs replay. Where
 routing drops nothing, the host waits for the counts of tokens, and the device then waits for the
 host.
+
+With `ep_overlap` d > 1 the tokens go in d chunks (Tutel, Hwang et al. 2022, arXiv:2206.03382): each
+exchange of a chunk starts anew, each product has 1/d of the rows and the host starts d times the
+kernels. All X seconds of sending stand before all of the X of returning on the network, and experts
+compute C seconds from the first chunk's arrival on, the last chunk returning alone:
+
+    max(2 X, C + 2 X / d) = C + 2 X - min(C, 2 X (1 - 1/d))
+
+of which hiding takes off only the share 1 - `exposed_exchange` (measured on exchanges beside other
+micro-batches: both want the memory and the multiprocessors); nothing where the software does not
+run them side by side. Of backward, only the gradients of the input count as C: schedules that split
+backward leave those of the weights for later.
 """
 
 import dataclasses
@@ -41,7 +53,7 @@ class Layer:
     context_s: Num
     """Exchange of keys and values that attention does not hide."""
     expert_s: Num
-    """All-to-all of tokens and experts' outputs that nothing hides."""
+    """All-to-all of tokens and experts' outputs that nothing hides; the sorting of tokens."""
     forward_s: Num
     """All of forward."""
     input_s: Num
@@ -54,6 +66,8 @@ class Layer:
     """Of backward, the scores and values."""
     context_back_s: Num
     """Of backward, the exposed exchange of keys and values and their gradients."""
+    expert_back_s: Num
+    """Of backward, the same as `expert_s`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +88,7 @@ class Parts:
     """Seconds of modules that run forward again by themselves."""
     modules: Num = 0.0
     """Number of these."""
+    expert_backward: Num = 0.0
 
 
 def layer_times(
@@ -198,36 +213,50 @@ def _with_experts(
     sent = tokens / split.tp * shape.topk * split.load
     routed = sent * split.etp
     held = np.maximum(shape.experts * split.expert_copies / split.ep, 1.0)
-    each = np.maximum(routed / held, 1e-9)
+    chunks = split.ep_overlap
+    each = np.maximum(routed / held / chunks, 1e-9)
     # A group of small products starves the device below peak / memory rate tokens each.
     starved = c.group_depth * (hw.peak / hw.memory_rate / 156.0)
     experts = matrix_s(hw, c, each, up, h, starved=starved)
-    experts = held * (experts + matrix_s(hw, c, each, h, x, starved=starved))
+    experts = chunks * held * (experts + matrix_s(hw, c, each, h, x, starved=starved))
     y = shape.shared_ffn / split.tp
     shared = matrix_s(hw, c, tokens, (1 + shape.gated) * y, h) + matrix_s(hw, c, tokens, h, y)
     router = matrix_s(hw, c, tokens / split.tp, shape.experts, h, low=False)
     low = np.where(hw.low > 0, c.cast_passes, 0.0)
-    passes = (hw.element_bytes * c.routed_passes * up + low * (h + up)) * routed
-    passes = passes + hw.element_bytes * c.activation_passes * (1 + shape.gated) * y * tokens
+    own = (hw.element_bytes * c.routed_passes * up + low * (h + up)) * routed
+    passes = own + hw.element_bytes * c.activation_passes * (1 + shape.gated) * y * tokens
     passes = passes + shape.expert_bias * BIAS_BYTES * h * routed
     activation = stream_s(hw, c, hw.element_bytes * (up + x) * routed)
     # Sorting tokens by expert and back belongs to the exchange: what hides it hides both.
     sorting = stream_s(hw, c, hw.element_bytes * c.routed_passes * h * routed)
-    exchange = exchange_s(hw, c, hw.element_bytes * sent * h, split.ep * split.etp)
+    exchange = exchange_s(hw, c, hw.element_bytes * sent * h / chunks, split.ep * split.etp)
     fused = np.where(sw.fused_exchange > 0, c.fused_exchange, 1.0)
     hidden = np.where(sw.overlap_exchange > 0, c.exposed_exchange, 1.0)
     waits = np.where(sw.fused_exchange > 0, c.fused_expert_ops, 1.0)
     waits = np.where(sw.drops > 0, 0.0, waits)
+    exchange = chunks * np.where(split.ep > 1, exchange * fused, 0.0)
+    talk = 2 * (exchange + sorting) * hidden
+    own = stream_s(hw, c, own)
+    forward = _hidden_s(split, sw, c, exchange, experts + own)
+    backward = _hidden_s(split, sw, c, exchange, c.weight_grad * experts + 2 * own)
     return dataclasses.replace(
         mixer,
         matrix=mixer.matrix + experts + shared + router,
         stream=mixer.stream + stream_s(hw, c, passes),
-        expert=2 * (np.where(split.ep > 1, exchange * fused, 0.0) + sorting) * hidden,
+        expert=talk - forward,
+        expert_backward=talk - backward,
         ops=c.moe_ops + c.latent_ops * (shape.kv_lora > 0),
-        late_ops=waits * c.expert_ops * held,
+        late_ops=waits * c.expert_ops * held * chunks,
         again=mixer.again + sw.recompute_expert_activation * activation,
         modules=mixer.modules + sw.recompute_expert_activation,
     )
+
+
+def _hidden_s(split: Split, sw: Software, c: Constants, exchange: Num, compute: Num) -> Num:
+    """Seconds of two exchanges in chunks, `exchange` each, that the experts' computing hides."""
+    cover = np.minimum(compute, 2 * exchange * (1 - 1 / split.ep_overlap))
+    can = (sw.chunked_exchange > 0) & (sw.overlap_exchange == 0)
+    return np.where(can, (1 - c.exposed_exchange) * cover, 0.0)
 
 
 def _context_s(
@@ -276,13 +305,15 @@ def _layer(
     waits = (split.pp > 1) & (split.tp > 1) & (hw.num_devices > hw.per_node) & (sw.stalls > 0)
     stall = np.where(waits, c.stall_base_s + c.stall_s * split.tp, 0.0)
     busy = parts.matrix + parts.attention + parts.stream
-    talk = tensor + parts.expert
+    talk, talk_back = tensor + parts.expert, tensor + parts.expert_backward
     forward = np.maximum(np.maximum(busy, host) + wait + talk + context[0], stall)
     weight = c.weight_grad * parts.matrix
     back = weight + parts.matrix * c.weight_grad + parts.attention_backward + 2 * parts.stream
     backward = np.maximum(
-        np.maximum(back + parts.again, 2 * host + checkpoints) + 2 * wait + talk + context[1], stall
-    )
+        np.maximum(back + parts.again, 2 * host + checkpoints)
+        + 2 * wait + talk_back + context[1],
+        stall,
+    )  # fmt: skip
     again = np.where(split.recompute == FULL, forward, 0.0)
     again = np.where(attention, parts.attention, again)
     again = again + sw.recompute_full * forward + sw.recompute_matrix * parts.matrix
@@ -299,4 +330,5 @@ def _layer(
         recompute_s=again + parts.again,
         attention_back_s=parts.attention_backward,
         context_back_s=context[1],
+        expert_back_s=parts.expert_backward,
     )
