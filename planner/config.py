@@ -111,7 +111,9 @@ class ParallelConfig:
             inside = self.cp_heads if self.cp_method == "hybrid" else ""
             parts.append(f"cp{self.cp} {self.cp_method}{inside}")
         if self.ep > 1:
-            parts.append(f"ep{self.ep}" + (f"/{self.ep_overlap}" if self.ep_overlap > 1 else ""))
+            parts.append(f"ep{self.ep}")
+        if self.ep_overlap > 1:
+            parts.append(f"overlap{self.ep_overlap}")
         if self.etp not in (1, self.tp):
             parts.append(f"etp{self.etp}")
         parts.append(f"mbs{self.micro_batch}")

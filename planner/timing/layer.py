@@ -10,8 +10,8 @@ routing drops nothing, the host waits for the counts of tokens, and the device t
 host.
 
 With `ep_overlap` d > 1 the tokens go in d chunks (Tutel, Hwang et al. 2022, arXiv:2206.03382): each
-exchange of a chunk starts anew, each product has 1/d of the rows and the host starts d times the
-kernels. All X seconds of sending stand before all of the X of returning on the network, and experts
+exchange of a chunk starts anew, each product has 1/d of the rows, and the host starts the kernels
+of every further chunk beside the computing. All X seconds of sending stand before all of the X of returning on the network, and experts
 compute C seconds from the first chunk's arrival on, the last chunk returning alone:
 
     max(2 X, C + 2 X / d) = C + 2 X - min(C, 2 X (1 - 1/d))
@@ -245,8 +245,9 @@ def _with_experts(
         stream=mixer.stream + stream_s(hw, c, passes),
         expert=talk - forward,
         expert_backward=talk - backward,
-        ops=c.moe_ops + c.latent_ops * (shape.kv_lora > 0),
-        late_ops=waits * c.expert_ops * held * chunks,
+        # Later chunks' kernels are started while earlier ones compute.
+        ops=c.moe_ops + c.latent_ops * (shape.kv_lora > 0) + (chunks - 1) * c.expert_ops * held,
+        late_ops=waits * c.expert_ops * held,
         again=mixer.again + sw.recompute_expert_activation * activation,
         modules=mixer.modules + sw.recompute_expert_activation,
     )
