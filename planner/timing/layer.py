@@ -11,8 +11,9 @@ host.
 
 With `ep_overlap` d > 1 the tokens go in d chunks (Tutel, Hwang et al. 2022, arXiv:2206.03382): each
 exchange of a chunk starts anew, each product has 1/d of the rows, and the host starts the kernels
-of every further chunk beside the computing. All X seconds of sending stand before all of the X of returning on the network, and experts
-compute C seconds from the first chunk's arrival on, the last chunk returning alone:
+of every further chunk beside the computing. On the network all X seconds of sending stand before
+the X of returning; experts compute for C seconds from the first chunk's arrival on, and the last
+chunk returns alone:
 
     max(2 X, C + 2 X / d) = C + 2 X - min(C, 2 X (1 - 1/d))
 

@@ -184,13 +184,13 @@ def first_weights(names: dict[str, Tensor]) -> dict[str, Tensor]:
 Parts = list[tuple[str, tuple[int, ...], tuple[int, ...], Tensor]]
 
 
-def trainer_of(case: Case) -> Trainer:
+def trainer_of(case: Case, recorder: Recorder | None = None) -> Trainer:
     """This rank's trainer, with the first weights."""
     mesh = build_mesh(case.config, case.placement, "cpu")
     return Trainer(
         case.model, case.job, case.config, case.placement, mesh=mesh, device=torch.device("cpu"),
-        recorder=Recorder(mesh.axis_of_group()), seed=SEED, clip_norm=CLIP, dtype=case.dtype,
-        make_optimizer=lambda ps: make_optimizer(case.optimizer, ps, case.lr),
+        recorder=recorder or Recorder(mesh.axis_of_group()), seed=SEED, clip_norm=CLIP,
+        dtype=case.dtype, make_optimizer=lambda ps: make_optimizer(case.optimizer, ps, case.lr),
     )  # fmt: skip
 
 
