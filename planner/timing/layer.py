@@ -4,23 +4,10 @@ A rank sees t = micro_batch * seq_len / cp tokens. Tensor parallelism shards hea
 vocabulary, and with sequence parallelism the tokens of norms and residuals (Korthikanti et al.
 2022). Experts: of a rank's t / tp tokens k copies each leave for the ranks of their experts, `load`
 times as many for the fullest rank as for the mean one; an expert's group of etp ranks gathers its
-tokens. Backward runs each matrix product twice, for the input and for the weight. A layer cannot be
-faster than the host starts its kernels: `ops * host_op_s`, less what CUDA graphs replay. Where
-routing drops nothing, the host waits for the counts of tokens, and the device then waits for the
-host.
-
-With `ep_overlap` d > 1 the tokens go in d chunks (Tutel, Hwang et al. 2022, arXiv:2206.03382): each
-exchange of a chunk starts anew, each product has 1/d of the rows, and the host starts the kernels
-of every further chunk beside the computing. On the network all X seconds of sending stand before
-the X of returning; experts compute for C seconds from the first chunk's arrival on, and the last
-chunk returns alone:
-
-    max(2 X, C + 2 X / d) = C + 2 X - min(C, 2 X (1 - 1/d))
-
-of which hiding takes off only the share 1 - `exposed_exchange` (measured on exchanges beside other
-micro-batches: both want the memory and the multiprocessors); nothing where the software does not
-run them side by side. Of backward, only the gradients of the input count as C: schedules that split
-backward leave those of the weights for later.
+tokens (`planner.timing.experts`). Backward runs each matrix product twice, for the input and for
+the weight. A layer cannot be faster than the host starts its kernels: `ops * host_op_s`, less what
+CUDA graphs replay. Where routing drops nothing, the host waits for the counts of tokens, and the
+device then waits for the host.
 """
 
 import dataclasses
@@ -29,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from planner.layouts import CP_METHODS
+from planner.timing.experts import Parts, with_experts
 from planner.timing.kernels import attention_s, matrix_s, stream_s
 from planner.timing.network import collective_s, exchange_s
 from planner.timing.quantities import Constants, Machine, Num, Shape, Software, Split
@@ -37,9 +25,6 @@ RING, ALL_GATHER, ULYSSES, HYBRID = (
     CP_METHODS.index(m) for m in ("ring", "all_gather", "ulysses", "hybrid")
 )
 SELECTIVE, FULL = 1, 2
-BIAS_BYTES = 28.0
-"""Per element of the experts' output: bias times the token's weight in fp32, added, joined and cast
-back by kernels of their own (Megatron-Core's `TEGroupedMLP._apply_bias`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,27 +56,6 @@ class Layer:
     """Of backward, the same as `expert_s`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
-    """What a layer's forward consists of before hosts and overlaps."""
-
-    matrix: Num
-    attention: Num
-    attention_backward: Num
-    stream: Num
-    expert: Num
-    ops: Num
-    """Starts of kernels that the host makes while the device computes, or a CUDA graph replays."""
-    late_ops: Num = 0.0
-    """Starts that wait for the counts of routed tokens, while the device is idle; only a graph of
-    the whole step knows no such wait."""
-    again: Num = 0.0
-    """Seconds of modules that run forward again by themselves."""
-    modules: Num = 0.0
-    """Number of these."""
-    expert_backward: Num = 0.0
-
-
 def layer_times(
     shape: Shape, split: Split, hw: Machine, sw: Software, c: Constants
 ) -> tuple[Layer, Layer]:
@@ -101,7 +65,7 @@ def layer_times(
     mixer = _mixer(shape, split, hw, sw, c, tokens)
     context = _context_s(shape, split, hw, c, tokens, mixer.attention)
     dense = _with_ffn(shape, split, hw, sw, c, tokens, mixer)
-    moe = _with_experts(shape, split, hw, sw, c, tokens, mixer)
+    moe = with_experts(shape, split, hw, sw, c, tokens, mixer)
     return (
         _layer(split, hw, sw, c, dense, tensor, context),
         _layer(split, hw, sw, c, moe, tensor, context),
@@ -195,70 +159,6 @@ def _with_ffn(
         again=mixer.again + sw.recompute_ffn * (products + stream),
         modules=mixer.modules + sw.recompute_ffn,
     )
-
-
-def _with_experts(
-    shape: Shape,
-    split: Split,
-    hw: Machine,
-    sw: Software,
-    c: Constants,
-    tokens: Num,
-    mixer: Parts,
-) -> Parts:
-    if not np.any(shape.num_moe):
-        return mixer
-    h, x = shape.hidden, shape.expert_ffn / split.etp
-    up = (1 + shape.gated) * x
-    # The others wait for the fullest rank at the exchange of every layer.
-    sent = tokens / split.tp * shape.topk * split.load
-    routed = sent * split.etp
-    held = np.maximum(shape.experts * split.expert_copies / split.ep, 1.0)
-    chunks = split.ep_overlap
-    each = np.maximum(routed / held / chunks, 1e-9)
-    # A group of small products starves the device below peak / memory rate tokens each.
-    starved = c.group_depth * (hw.peak / hw.memory_rate / 156.0)
-    experts = matrix_s(hw, c, each, up, h, starved=starved)
-    experts = chunks * held * (experts + matrix_s(hw, c, each, h, x, starved=starved))
-    y = shape.shared_ffn / split.tp
-    shared = matrix_s(hw, c, tokens, (1 + shape.gated) * y, h) + matrix_s(hw, c, tokens, h, y)
-    router = matrix_s(hw, c, tokens / split.tp, shape.experts, h, low=False)
-    low = np.where(hw.low > 0, c.cast_passes, 0.0)
-    own = (hw.element_bytes * c.routed_passes * up + low * (h + up)) * routed
-    passes = own + hw.element_bytes * c.activation_passes * (1 + shape.gated) * y * tokens
-    passes = passes + shape.expert_bias * BIAS_BYTES * h * routed
-    activation = stream_s(hw, c, hw.element_bytes * (up + x) * routed)
-    # Sorting tokens by expert and back belongs to the exchange: what hides it hides both.
-    sorting = stream_s(hw, c, hw.element_bytes * c.routed_passes * h * routed)
-    exchange = exchange_s(hw, c, hw.element_bytes * sent * h / chunks, split.ep * split.etp)
-    fused = np.where(sw.fused_exchange > 0, c.fused_exchange, 1.0)
-    hidden = np.where(sw.overlap_exchange > 0, c.exposed_exchange, 1.0)
-    waits = np.where(sw.fused_exchange > 0, c.fused_expert_ops, 1.0)
-    waits = np.where(sw.drops > 0, 0.0, waits)
-    exchange = chunks * np.where(split.ep > 1, exchange * fused, 0.0)
-    talk = 2 * (exchange + sorting) * hidden
-    own = stream_s(hw, c, own)
-    forward = _hidden_s(split, sw, c, exchange, experts + own)
-    backward = _hidden_s(split, sw, c, exchange, c.weight_grad * experts + 2 * own)
-    return dataclasses.replace(
-        mixer,
-        matrix=mixer.matrix + experts + shared + router,
-        stream=mixer.stream + stream_s(hw, c, passes),
-        expert=talk - forward,
-        expert_backward=talk - backward,
-        # Later chunks' kernels are started while earlier ones compute.
-        ops=c.moe_ops + c.latent_ops * (shape.kv_lora > 0) + (chunks - 1) * c.expert_ops * held,
-        late_ops=waits * c.expert_ops * held,
-        again=mixer.again + sw.recompute_expert_activation * activation,
-        modules=mixer.modules + sw.recompute_expert_activation,
-    )
-
-
-def _hidden_s(split: Split, sw: Software, c: Constants, exchange: Num, compute: Num) -> Num:
-    """Seconds of two exchanges in chunks, `exchange` each, that the experts' computing hides."""
-    cover = np.minimum(compute, 2 * exchange * (1 - 1 / split.ep_overlap))
-    can = (sw.chunked_exchange > 0) & (sw.overlap_exchange == 0)
-    return np.where(can, (1 - c.exposed_exchange) * cover, 0.0)
 
 
 def _context_s(
