@@ -1,9 +1,9 @@
 """Costs of any layout from shapes, rates and fitted constants: `planner.timing`, `planner.peak`.
 
 Screening takes chunks of the space as arrays. Layers are timed once per distinct (tp, cp and its
-method, ep, etp, micro-batch, recompute): the layouts of a chunk share few of them. What remains per
-layout is a bound, m * the mean rank's work, which cuts most; memory and the closed form are asked
-of the rest.
+method, ep, etp and their overlap, micro-batch, recompute): the layouts of a chunk share few of
+them. What remains per layout is a bound, m * the mean rank's work, which cuts most; memory and the
+closed form are asked of the rest.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ from planner.rules import ConfigRule
 from planner.schedules import SPLIT_BACKWARD, stage_owner
 from planner.timing.inputs import constants_of, machine_of, plan_software, shape_of, split_of
 from planner.timing.layer import Layer, layer_times
-from planner.timing.quantities import Array, Machine, Num, rows
+from planner.timing.quantities import Array, Machine, Num, Software, rows
 from planner.timing.step import Step, compose, head_s, lateness, step_times
 from profiler.job import JobSpec
 from profiler.model import BlockKind, ModelSpec
@@ -57,14 +57,14 @@ class _Timed:
     moe: Layer
 
 
-def software_coverage(only: Mapping[str, Sequence[str]]) -> Coverage:
-    """Values of the axes that a software has; numbers are numbers."""
-    return Coverage(
-        {
-            axis: frozenset(int(v) if v.isdigit() else v for v in values)
-            for axis, values in only.items()
-        }
-    )
+def software_coverage(only: Mapping[str, Sequence[str]], does: Software) -> Coverage:
+    """Values of the axes that a software has, `does` being what the time model knows of it; numbers
+    are numbers. Tokens go in chunks where that can hide anything."""
+    values = {
+        axis: frozenset(int(v) if v.isdigit() else v for v in values)
+        for axis, values in only.items()
+    }
+    return Coverage(values if does.chunked_exchange else values | {"ep_overlap": frozenset({1})})
 
 
 class AnalyticCosts:
@@ -92,7 +92,7 @@ class AnalyticCosts:
     def coverage(self) -> Coverage:
         """What the software has."""
         software = self.profile.software
-        return software_coverage(software.only if software else {})
+        return software_coverage(software.only if software else {}, self._software)
 
     @property
     def rules(self) -> tuple[ConfigRule, ...]:

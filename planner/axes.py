@@ -34,7 +34,7 @@ NAME_AXES: dict[str, tuple[str, ...]] = {
 }
 AXES = (
     "tp", "pp", "vpp", "dp", "dp_replicate", "dp_shard", "zero", "cp", "cp_method", "cp_heads",
-    "ep", "etp", "mbs", "recompute", "schedule", "offload", "split",
+    "ep", "etp", "ep_overlap", "mbs", "recompute", "schedule", "offload", "split",
 )  # fmt: skip
 """What `--pin` and `--forbid` speak of. `dp` is the number of replicas, dp_replicate * dp_shard.
 `split` (layers per stage) can be pinned only. Layouts with cp 1 have no method: no pin of
@@ -44,6 +44,10 @@ LEAST_TOKENS = 2**10
 """Of a sequence on one rank, or its attention takes less time than what it waits for."""
 MOST_TOKENS = 2**16
 """Of a micro-batch on one cp rank, beyond which GEMMs gain no efficiency from more rows."""
+
+OVERLAPS, USUAL_OVERLAP = (1, 2, 4, 8), 4
+"""Chunks of `ep_overlap` that a pin may name, and the most that a search tries without one (Tutel
+tries the same four)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,14 +142,18 @@ class Axes:
             for zero in self.open("zero", (1, 2, 3) if shard > 1 else (0,))
         ]
 
-    def experts(self, stage_ranks: int, tp: int) -> list[tuple[int, int]]:
-        """ep and etp: etp divides tp, ep is any divisor of the rest up to the number of experts."""
+    def experts(self, stage_ranks: int, tp: int) -> list[tuple[int, int, int]]:
+        """ep, etp and ep_overlap: etp divides tp, ep is any divisor of the rest up to the number of
+        experts, and where ep is above 1, tokens go in 1, 2 or 4 chunks."""
         most = self._model.num_experts if self._model.num_moe_layers else 1
         widths = divisors(stage_ranks) if most > 1 else [1]
+        chunks = self.open("ep_overlap", OVERLAPS, lambda num: num <= USUAL_OVERLAP)
         return [
-            (ep, etp)
+            (ep, etp, overlap)
             for etp in self.open("etp", widths, lambda width: tp % width == 0)
             for ep in self.open("ep", (d for d in divisors(stage_ranks // etp) if d <= most))
+            for overlap in chunks
+            if ep > 1 or overlap == 1
         ]
 
     def micro_batches(self, num_replicas: int, cp: int) -> list[int]:

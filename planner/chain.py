@@ -55,8 +55,11 @@ def _seconds(layer: Layer) -> ScheduleInputs:
 
 def exposed_s(layer: Layer) -> tuple[float, float]:
     """Exposed communication of a layer's (forward, backward), recomputation's left out."""
-    once = number(layer.tensor_s) + number(layer.expert_s)
-    return once + number(layer.context_s), once + number(layer.context_back_s)
+    tensor = number(layer.tensor_s)
+    return (
+        tensor + number(layer.expert_s) + number(layer.context_s),
+        tensor + number(layer.expert_back_s) + number(layer.context_back_s),
+    )
 
 
 def equal_stages(blocks: Sequence[BlockKind], num_stages: int) -> Stages | None:

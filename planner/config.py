@@ -62,6 +62,10 @@ class ParallelConfig:
     ep: Positive = 1
     etp: Positive = 1
     """Tensor-parallel degree of each expert."""
+    ep_overlap: Positive = 1
+    """Chunks in which a micro-batch's tokens are exchanged over `ep`, so that experts compute one
+    while others are on their way (Tutel's `a2a_ffn_overlap_degree`, Hwang et al. 2022,
+    arXiv:2206.03382); 1: exchange, compute, exchange."""
     offload: Offload = "none"
     """What lies in the host's memory while it is not needed. optimizer: fp32 weights and moments
     (ZeRO-Offload, Ren et al. 2021, arXiv:2101.06840). activations: what a layer keeps for its
@@ -108,6 +112,8 @@ class ParallelConfig:
             parts.append(f"cp{self.cp} {self.cp_method}{inside}")
         if self.ep > 1:
             parts.append(f"ep{self.ep}")
+        if self.ep_overlap > 1:
+            parts.append(f"overlap{self.ep_overlap}")
         if self.etp not in (1, self.tp):
             parts.append(f"etp{self.etp}")
         parts.append(f"mbs{self.micro_batch}")

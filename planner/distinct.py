@@ -6,9 +6,9 @@ import numpy as np
 
 from planner.layouts import FIELDS, Ints, Layouts
 
-KEY = ("tp", "cp", "cp_method", "cp_heads", "ep", "etp", "micro_batch", "recompute")
+KEY = ("tp", "cp", "cp_method", "cp_heads", "ep", "etp", "ep_overlap", "micro_batch", "recompute")
 """What the time of a layer depends on; and whether there is a pipeline, and several nodes."""
-_MEMORY_KEY = tuple(name for name in FIELDS if name not in ("cp_method", "cp_heads"))
+_MEMORY_KEY = tuple(name for name in FIELDS if name not in ("cp_method", "cp_heads", "ep_overlap"))
 
 
 def distinct_layers(layouts: Layouts, per_node: int) -> tuple[Ints, Ints]:
@@ -27,7 +27,8 @@ def distinct_layers(layouts: Layouts, per_node: int) -> tuple[Ints, Ints]:
 
 
 def distinct_memory(layouts: Layouts) -> tuple[Ints, Ints]:
-    """The same for memory: how a sequence is exchanged by context parallelism makes none differ."""
+    """The same for memory: neither how a sequence is exchanged by context parallelism nor in how
+    many chunks tokens go to experts makes a difference."""
     code, _ = _coded(layouts, _MEMORY_KEY, np.zeros(len(layouts), dtype=np.int64), 1)
     _, first, inverse = np.unique(code, return_index=True, return_inverse=True)
     return inverse.reshape(-1), first

@@ -50,6 +50,7 @@ class LayoutFile:
     tp: Degree = 1
     ep: Degree = 1
     etp: Degree = 1
+    ep_overlap: Annotated[int, Gt(0), Le(64)] = 1
     micro_batch: Degree = 1
     recompute: Recompute = "none"
     schedule: ScheduleName = "1f1b"

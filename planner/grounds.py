@@ -17,7 +17,7 @@ from profiler.codec import replace
 
 SEARCHED = (
     "tp", "pp", "schedule", "vpp", "dp_replicate", "dp_shard", "zero", "cp", "cp_method", "ep",
-    "etp", "mbs", "recompute", "offload", "devices",
+    "etp", "ep_overlap", "mbs", "recompute", "offload", "devices",
 )  # fmt: skip
 """Axes in the order in which they are explained."""
 _FIELDS = {"dp": "num_replicas", "mbs": "micro_batch", "devices": "num_devices"}
@@ -198,6 +198,17 @@ def _etp(plan: Plan) -> str | None:
     return f"each expert is split over {config.etp} ranks {link_words(plan, 'etp')}"
 
 
+def _ep_overlap(plan: Plan) -> str | None:
+    config = plan.chosen.config
+    if config.ep == 1:
+        return None
+    if config.ep_overlap == 1:
+        if not _competes(plan, "ep_overlap"):
+            return None
+        return "tokens go at once: chunks cost more starts and smaller products than they hide"
+    return f"in {config.ep_overlap} chunks, exchanged while experts compute others"
+
+
 def _mbs(plan: Plan) -> str:
     num = plan.chosen.config.num_microbatches(plan.job)
     kept = gib(_fullest(plan).activation_bytes)
@@ -243,6 +254,7 @@ _GROUNDS: dict[str, Callable[[Plan], str | None]] = {
     "cp_method": _cp_method,
     "ep": _ep,
     "etp": _etp,
+    "ep_overlap": _ep_overlap,
     "mbs": _mbs,
     "recompute": _recompute,
     "offload": _offload,

@@ -11,7 +11,7 @@ from itertools import product
 from math import prod
 from typing import cast
 
-from planner.axes import TABLELESS
+from planner.axes import OVERLAPS, TABLELESS
 from planner.config import ScheduleName
 from planner.plan import SearchOptions
 from planner.schedules import allows_vpp
@@ -56,7 +56,21 @@ def _experts(model: ModelSpec, pins: dict[str, tuple[str, ...]]) -> list[str]:
     values = _numbers(pins, "ep")
     if experts and values and min(values) > experts:
         found.append(f"{_words('ep', values)} is more than the {experts} experts")
-    return found
+    return found + _overlap(model, pins)
+
+
+def _overlap(model: ModelSpec, pins: dict[str, tuple[str, ...]]) -> list[str]:
+    chunks = _numbers(pins, "ep_overlap")
+    if not chunks:
+        return []
+    words = _words("ep_overlap", chunks)
+    if not set(chunks) & set(OVERLAPS):
+        return [f"{words} is none of {', '.join(map(str, OVERLAPS))}"]
+    if 1 in chunks:
+        return []
+    if not model.num_moe_layers:
+        return [f"{words}: `{model.name}` has no experts"]
+    return [f"{words} needs ep above 1"] if _numbers(pins, "ep") == [1] else []
 
 
 def _devices(pins: dict[str, tuple[str, ...]], sizes: Sequence[int]) -> list[str]:

@@ -53,6 +53,7 @@ class Layouts:
     cp_heads: Ints
     ep: Ints
     etp: Ints
+    ep_overlap: Ints
     offload: Ints
 
     def __len__(self) -> int:

@@ -44,6 +44,7 @@ _COVERAGE = Coverage(
         "recompute": frozenset(RECOMPUTES),
         "schedule": frozenset(SCHEDULES),
         "offload": frozenset({"none"}),
+        "ep_overlap": frozenset({1}),
     }
 )
 

@@ -81,7 +81,7 @@ class MixedCosts:
         )
         self.shape = shape_of(model, job.seq_len)
         self.software = plan_software(software, profile.cluster.groups[0].device)
-        self.coverage = software_coverage(software.only)
+        self.coverage = software_coverage(software.only, self.software)
         self._recipe, self._sizes = (
             recipe_of(software.recipe, job.precision),
             sizes_of(model, job.seq_len),

@@ -1,12 +1,12 @@
 """Pipelines over several kinds of node: which there are.
 
 A *mesh* is all of a layout but its pipeline: tp, dp (replicas, ZeRO 0 or 1 over all of them), cp
-(ring), ep with etp 1 or tp, micro-batch, recomputation; schedule 1f1b. Its s = dp * cp * tp devices
-are of one node group. A *filling* gives each group's number of pipeline ranks, 0 to D // s of its D
-devices, at least two groups having some, and the order of the groups along the pipeline: all
-permutations of up to three groups, of more the cluster's order and its reverse. The other devices
-are idle. Interleaved and zero-bubble schedules, ZeRO 2 and 3, other context methods and offload are
-left to pipelines on one kind.
+(ring), ep with its overlap and etp 1 or tp, micro-batch, recomputation; schedule 1f1b. Its s = dp *
+cp * tp devices are of one node group. A *filling* gives each group's number of pipeline ranks, 0 to
+D // s of its D devices, at least two groups having some, and the order of the groups along the
+pipeline: all permutations of up to three groups, of more the cluster's order and its reverse. The
+other devices are idle. Interleaved and zero-bubble schedules, ZeRO 2 and 3, other context methods
+and offload are left to pipelines on one kind.
 
 Usual values: tp up to a domain of fast links, cp as everywhere else, ep and etp as there with etp
 1 or tp. A pin may name any divisor of the heads, of the sequence, of the batch.
@@ -76,13 +76,13 @@ def meshes(
 
 
 def _layouts(table: Ints) -> Layouts:
-    tp, cp, replicate, shard, zero, ep, etp, micro_batch, recompute = table
+    tp, cp, replicate, shard, zero, ep, etp, overlap, micro_batch, recompute = table
     one = np.ones_like(tp)
     return Layouts(
         pp=2 * one, dp_replicate=replicate, tp=tp, micro_batch=micro_batch, recompute=recompute,
         schedule=NAMES["schedule"].index("1f1b") * one, vpp=one, dp_shard=shard, zero=zero, cp=cp,
         cp_method=NAMES["cp_method"].index("ring") * one, cp_heads=one, ep=ep, etp=etp,
-        offload=NAMES["offload"].index("none") * one,
+        ep_overlap=overlap, offload=NAMES["offload"].index("none") * one,
     )  # fmt: skip
 
 

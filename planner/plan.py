@@ -21,7 +21,7 @@ from profiler.job import JobSpec
 from profiler.model import ModelSpec, NotNegative, Positive
 from profiler.profile import Profile, Seconds
 
-FORMAT_VERSION = "1.3"
+FORMAT_VERSION = "1.4"
 TERMS = (
     "matrix", "attention", "stream", "host", "recompute", "tensor", "context", "expert",
     "messages", "bubble", "reduction", "update", "base",

@@ -208,7 +208,7 @@ def _layer_terms(layer: Layer) -> dict[str, float]:
         "stream": 3 * number(layer.stream_s),
         "tensor": 2 * number(layer.tensor_s),
         "context": number(layer.context_s) + number(layer.context_back_s),
-        "expert": 2 * number(layer.expert_s),
+        "expert": number(layer.expert_s) + number(layer.expert_back_s),
         "recompute": number(layer.recompute_s),
     }
     known = sum(parts.values())

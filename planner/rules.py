@@ -155,6 +155,12 @@ CONFIG_RULES = (
         True,
     ),
     ConfigRule("no-experts", "ep and etp need a model with experts", _no_experts, True),
+    ConfigRule(
+        "ep-overlap",
+        "ep_overlap above 1 needs ep above 1: nothing else is exchanged in chunks",
+        lambda c, m, j: (c.ep_overlap > 1) & (c.ep == 1),
+        True,
+    ),
     ConfigRule("expert-mesh", "ep * etp must divide dp * cp * tp", _expert_mesh, True),
     ConfigRule("expert-width-etp", "etp must divide the width of an expert", _expert_width, True),
     ConfigRule(

@@ -31,6 +31,7 @@ Table = NDArray[np.int32]
 """[fields, rows]."""
 _MESH = (
     "tp", "pp", "cp", "dp_replicate", "dp_shard", "zero", "cp_method", "cp_heads", "ep", "etp",
+    "ep_overlap",
 )  # fmt: skip
 _STEP = ("micro_batch", "schedule", "vpp", "recompute", "offload")
 

@@ -20,7 +20,7 @@ from profiler.errors import UserError
 from profiler.job import JobSpec, Precision
 from profiler.model import BlockKind, ModelSpec, NotNegative, Positive
 
-FORMAT_VERSION = "1.3"
+FORMAT_VERSION = "1.4"
 Source = Literal["measured", "interpolated", "analytic"]
 TransferOp = Literal["p2p", "all_reduce", "all_gather", "reduce_scatter", "all_to_all"]
 ProfiledBlock = BlockKind | Literal["experts"]
@@ -182,6 +182,8 @@ class Software:
     """Tokens go to experts by fused kernels (DeepEP, HybridEP)..."""
     overlap_exchange: bool = False
     """...beside the computation of another micro-batch."""
+    chunked_exchange: bool = False
+    """They go in chunks beside the experts' computing, as the layout's `ep_overlap` says."""
     reduce_bytes: Annotated[float, Ge(1)] = 4.0
     """Per parameter in the reduction of gradients over replicas."""
     only: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)

@@ -104,6 +104,8 @@ def refusals(plan: Plan) -> Iterator[Refusal]:
         config.cp > 1 and config.cp_method in ("ring", "hybrid")
     ):
         yield Refusal("sliding windows go with no ring of cp", "cp_method=all_gather")
+    if config.ep_overlap > 1:  # --overlap-moe-expert-parallel-comm joins two micro-batches
+        yield Refusal("it exchanges no micro-batch's tokens in chunks", "ep_overlap=1")
     if placement.experts and not _contiguous(placement, model, config):
         yield Refusal("it holds experts in their order, once each: none are placed or copied")
     if placement.recompute and _block(model, config, placement) is None:

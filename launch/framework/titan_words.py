@@ -54,6 +54,8 @@ def refusals(plan: Plan) -> Iterator[Refusal]:
         yield Refusal(f"it has no context parallelism by {c.cp_method}", "cp_method=all_gather")
     if c.ep * c.etp > c.dp_shard * c.cp * c.tp:
         yield Refusal("its expert parallelism stays within one replica", "dp_replicate=1")
+    if c.ep_overlap > 1:
+        yield Refusal("it exchanges no micro-batch's tokens in chunks", "ep_overlap=1")
     if c.offload != "none":
         yield Refusal(f"it has no offload of {c.offload} alone", "offload=none")
     if placement.recompute and len(set(placement.recompute)) > 1:

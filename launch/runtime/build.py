@@ -47,7 +47,7 @@ def build_stages(
             for name, kind in stage.kinds.items():
                 shard_block(stage.blocks[name], kind, mesh.device_mesh["tp"])
         for moe in (m for m in stage.modules() if isinstance(m, MoE)):
-            moe.move(_expert_place(moe, stage, model, placement, mesh, recorder))
+            moe.move(_expert_place(moe, stage, model, config, placement, mesh, recorder))
         for attention in (m for m in stage.modules() if isinstance(m, Attention)):
             attention.context = context
         # FSDP keeps float32 shards and gathers them in `dtype`; the rest computes as it is kept.
@@ -96,8 +96,9 @@ def _context(
 
 
 def _expert_place(
-    moe: MoE, stage: Stage, model: ModelSpec, placement: Placement, mesh: Mesh, recorder: Recorder
-) -> ExpertPlace:
+    moe: MoE, stage: Stage, model: ModelSpec, config: ParallelConfig, placement: Placement,
+    mesh: Mesh, recorder: Recorder,
+) -> ExpertPlace:  # fmt: skip
     block = next(int(n) for n, b in stage.blocks.items() if getattr(b, "ffn", None) is moe)
     layer = block - 1 - model.num_dense_layers
     slots = (
@@ -111,6 +112,7 @@ def _expert_place(
         etp_rank=mesh.expert_coordinate["etp"],
         ep=mesh.group("ep") if mesh.size("ep") > 1 else None,
         etp=mesh.group("etp") if mesh.size("etp") > 1 else None,
+        overlap=config.ep_overlap,
         recorder=recorder,
     )
 

@@ -6,10 +6,15 @@ experts, and sends the results back the same way, where they are weighted and ad
 Lepikhin et al. 2020; dropless dispatch as in MegaBlocks, Gale et al. 2023, arXiv:2211.15841).
 Replicas of an expert take its tokens in proportion to their shares.
 
+With `overlap` d above 1 a rank's tokens go in d chunks, whose exchanges run beside the experts'
+computing: all are sent at once, and while one is computed later ones arrive and earlier ones return
+(Tutel's `a2a_ffn_overlap_degree`, Hwang et al. 2022, arXiv:2206.03382). Backward is its mirror.
+
 An expert of width x is split over `etp` by columns of gate and up and rows of down, so that the
 group's outputs are parts of a sum.
 """
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -19,7 +24,7 @@ import torch.distributed as dist
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor, nn
 
-from launch.runtime.exchange import all_to_all, gather_uneven, reduce_scatter_uneven
+from launch.runtime.exchange import gather_uneven, reduce_scatter_uneven, start_all_to_all
 from launch.runtime.expert_meter import LayerMeter
 from launch.runtime.feedforward import FeedForward, gated
 from launch.runtime.norm import replicated
@@ -40,12 +45,19 @@ class ExpertPlace:
     ep: dist.ProcessGroup | None = None
     """None where all slots are on this rank."""
     etp: dist.ProcessGroup | None = None
+    overlap: int = 1
+    """Chunks in which tokens are exchanged over `ep`."""
     recorder: Recorder = dataclasses.field(default_factory=Recorder)
 
     @property
     def own(self) -> tuple[int, ...]:
         """Experts of this rank's slots."""
         return self.slots.slots[self.ep_rank]
+
+    @property
+    def ep_size(self) -> int:
+        """Ranks that the slots are spread over."""
+        return len(self.slots.slots)
 
     @property
     def etp_size(self) -> int:
@@ -81,6 +93,8 @@ class ExpertPlace:
 
 Tap = Callable[[Tensor, Tensor | None], None]
 """Is shown a forward's choices: ids [n, k], and which of them were kept (None: all)."""
+Run = Callable[[Tensor, list[int]], Tensor]
+"""Of rows [n, h] sorted by slot and their number for each, the experts' outputs [n, h]."""
 
 
 class Experts(nn.Module):
@@ -93,17 +107,34 @@ class Experts(nn.Module):
         self.up = nn.Parameter(torch.empty(len(ids), width, hidden))
         self.down = nn.Parameter(torch.empty(len(ids), hidden, width))
 
-    def forward(self, x: Tensor, counts: list[int]) -> Tensor:
-        """Tokens [n, h] sorted by slot, `counts` of them for each -> [n, h]."""
-        if not self.ids:
-            return x  # nothing comes here, but the way back through autograd must exist
+    def forward(self, x: Tensor, route: Callable[[Tensor, Run], Tensor]) -> Tensor:
+        """`route(x, run)`, which takes tokens to slots by any way, and runs them in parts if it
+        likes: weights are at hand, and their gradients are summed, once for all parts."""
         # unbind, because the gradient of an index would be as large as all slots together
-        weights = zip(self.gate.unbind(), self.up.unbind(), self.down.unbind(), strict=True)
+        stacks = (self.gate, self.up, self.down) if self.ids else ()
+        weights = tuple(zip(*(stack.unbind() for stack in stacks), strict=True))
+        return route(x, functools.partial(self._run, weights))
+
+    def _run(self, weights: tuple[tuple[Tensor, ...], ...], x: Tensor, counts: list[int]) -> Tensor:
+        if not weights:
+            return x  # nothing comes here, but the way back through autograd must exist
         parts = [
             F.linear(gated(F.linear(rows, gate), F.linear(rows, up), again=self.again), down)
             for rows, (gate, up, down) in zip(torch.split(x, counts), weights, strict=True)
         ]
         return torch.cat(parts)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Chunk:
+    """What arrives at once: rows sorted by (source, slot)."""
+
+    table: Tensor
+    """Rows of each [sources, slots], the sources being those of all members of `etp`."""
+    counts: list[int]
+    """For each slot."""
+    members: list[int]
+    """Of each member of `etp`."""
 
 
 class MoE(nn.Module):
@@ -157,60 +188,95 @@ class MoE(nn.Module):
             where, flat_ids, flat_weights = where[chosen], flat_ids[chosen], flat_weights[chosen]
         if self.meter is not None:
             self.meter.count(flat_ids)
-        slots = _slots_of(flat_ids, self.place)
-        order = slots.argsort(stable=True)
+        num_chunks, num_slots = self.place.overlap, sum(self.place.slots_per_rank)
+        chunk = where * num_chunks // len(tokens)
+        key = chunk * num_slots + _slots_of(flat_ids, self.place)
+        order = key.argsort(stable=True)
         where = where[order]
-        rows = self._away(tokens[where], slots)
+        counts = torch.bincount(key, minlength=num_chunks * num_slots).view(num_chunks, num_slots)
+        rows = self.experts(tokens, functools.partial(self._away, where, counts))
         weighted = rows * flat_weights[order][:, None]
         return torch.zeros_like(tokens).index_add(0, where, weighted).view_as(x)
 
-    def _away(self, rows: Tensor, slots: Tensor) -> Tensor:
-        """Rows sorted by slot -> the experts' outputs in the same order."""
+    def _away(self, where: Tensor, counts: Tensor, tokens: Tensor, run: Run) -> Tensor:
+        """Outputs of the experts for tokens[where], which are sorted by chunk and slot, with
+        `counts` [chunks, slots]; in that order."""
         place = self.place
-        counts = torch.bincount(slots, minlength=sum(place.slots_per_rank))
         if place.ep is None:
-            return self._compute(rows, counts[None])
-        mine = len(place.own)
-        received = counts.new_empty(place.ep.size() * mine)
+            [chunk] = self._chunks(counts[:, None])
+            return self._compute(tokens[where], chunk, run)
+        tables, sent, received = self._exchange_counts(counts, place.ep)
+        chunks = self._chunks(tables)
+        # All are started before the first is waited for, as in backward: what an exchange waits
+        # for behind others it would wait for anyway, because the network is busy till then.
+        arriving = [
+            start_all_to_all(part, into, out, place.ep, place.recorder, "ep")
+            for part, out, into in zip(_split(tokens[where], sent), sent, received, strict=True)
+        ]
+        returning = [
+            start_all_to_all(
+                self._compute(arrive(), chunk, run), out, into, place.ep, place.recorder, "ep"
+            )
+            for arrive, chunk, out, into in zip(arriving, chunks, sent, received, strict=True)
+        ]
+        parts = [arrive() for arrive in returning]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _exchange_counts(
+        self, counts: Tensor, ep: dist.ProcessGroup
+    ) -> tuple[Tensor, list[list[int]], list[list[int]]]:
+        """What arrives [chunks, sources, own slots], and per chunk the rows for each rank of `ep`
+        and from each."""
+        place, num_ranks, mine = self.place, self.place.ep_size, len(self.place.own)
+        received = counts.new_empty(num_ranks * mine, len(counts))
+        by_slot = counts.t().contiguous()
         place.recorder.all_to_all(
-            received, counts, [mine] * place.ep.size(), place.slots_per_rank, place.ep, "ep"
+            received, by_slot, [mine] * num_ranks, place.slots_per_rank, ep, "ep"
         )()
-        table = received.view(place.ep.size(), mine)
-        sent = torch.stack([part.sum() for part in torch.split(counts, place.slots_per_rank)])
-        both: list[list[int]] = torch.stack([sent, table.sum(1)]).tolist()  # one wait for a GPU
-        inputs, outputs = both
-        rows = all_to_all(rows, outputs, inputs, place.ep, place.recorder, "ep")
-        rows = self._compute(rows, table)
-        return all_to_all(rows, inputs, outputs, place.ep, place.recorder, "ep")
+        tables = received.view(num_ranks, mine, len(counts)).permute(2, 0, 1)
+        sent = torch.stack([part.sum(0) for part in torch.split(by_slot, place.slots_per_rank)], 1)
+        both: list[list[list[int]]] = torch.stack([sent, tables.sum(2)]).tolist()  # one wait
+        return tables, both[0], both[1]
 
-    def _compute(self, rows: Tensor, table: Tensor) -> Tensor:
-        """Rows sorted by (source, slot), with counts [sources, slots] -> outputs in that order."""
+    def _chunks(self, tables: Tensor) -> list[_Chunk]:
+        """Of tables [chunks, sources, own slots], with the sources of all members of `etp`."""
         place = self.place
-        if place.etp is None:
-            return self._by_slot(rows, table)
-        tables = table.new_empty((place.etp_size, *table.shape))
-        place.recorder.all_gather(tables.flatten(), table.flatten(), place.etp, "etp")()
-        counts: list[int] = tables.sum((1, 2)).tolist()
-        rows = gather_uneven(rows, counts, place.etp, place.recorder, "etp")
-        rows = self._by_slot(rows, tables.flatten(0, 1))
-        return reduce_scatter_uneven(rows, counts, place.etp, place.recorder, "etp")
+        members: list[list[int]] = [[] for _ in tables]
+        if place.etp is not None:
+            every = tables.new_empty((place.etp_size, *tables.shape))
+            own = tables.contiguous().flatten()
+            place.recorder.all_gather(every.flatten(), own, place.etp, "etp")()
+            members = every.sum((2, 3)).t().tolist()
+            tables = every.transpose(0, 1).flatten(1, 2)
+        counts: list[list[int]] = tables.sum(1).tolist()
+        return [
+            _Chunk(table=table, counts=each, members=of)
+            for table, each, of in zip(tables, counts, members, strict=True)
+        ]
 
-    def _by_slot(self, rows: Tensor, table: Tensor) -> Tensor:
-        if self.meter is None:
-            return self._sorted(rows, table)
-        with self.meter.timed(len(rows)):
-            return self._sorted(rows, table)
+    def _compute(self, rows: Tensor, chunk: _Chunk, run: Run) -> Tensor:
+        """Outputs for the rows of a chunk, in their order."""
+        place = self.place
+        rows = gather_uneven(rows, chunk.members, place.etp, place.recorder, "etp")
+        timed = self.meter.timed(len(rows)) if self.meter else contextlib.nullcontext()
+        with timed:
+            rows = _by_slot(rows, chunk, run)
+        return reduce_scatter_uneven(rows, chunk.members, place.etp, place.recorder, "etp")
 
-    def _sorted(self, rows: Tensor, table: Tensor) -> Tensor:
-        sources, slots = table.shape
-        counts: list[int] = table.sum(0).tolist()
-        if sources == 1:
-            out: Tensor = self.experts(rows, counts)
-            return out
-        labels = torch.arange(slots, device=rows.device).repeat(sources)
-        order = labels.repeat_interleave(table.flatten()).argsort(stable=True)
-        out = self.experts(rows[order], counts)
-        return torch.empty_like(out).index_copy(0, order, out)
+
+def _split(rows: Tensor, counts: list[list[int]]) -> tuple[Tensor, ...]:
+    """Rows of each chunk; of one alone the tensor itself, whose gradient needs no copy."""
+    return (rows,) if len(counts) == 1 else torch.split(rows, [sum(each) for each in counts])
+
+
+def _by_slot(rows: Tensor, chunk: _Chunk, run: Run) -> Tensor:
+    sources, slots = chunk.table.shape
+    if sources == 1:
+        return run(rows, chunk.counts)
+    labels = torch.arange(slots, device=rows.device).repeat(sources)
+    order = labels.repeat_interleave(chunk.table.flatten()).argsort(stable=True)
+    out = run(rows[order], chunk.counts)
+    return torch.empty_like(out).index_copy(0, order, out)
 
 
 def _slots_of(ids: Tensor, place: ExpertPlace) -> Tensor:

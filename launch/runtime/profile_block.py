@@ -95,7 +95,7 @@ class _EvenExperts(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[rows, h] -> [rows, h]."""
-        out: Tensor = self.experts(x, self.counts)
+        out: Tensor = self.experts(x, lambda rows, run: run(rows, self.counts))
         return out
 
 

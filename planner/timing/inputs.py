@@ -78,6 +78,7 @@ def split_of(layouts: Layouts, job: JobSpec, routed: Routed = EVEN) -> Split:
         recompute=layouts.recompute,
         schedule=layouts.schedule,
         offload=layouts.offload,
+        ep_overlap=floats(layouts.ep_overlap),
         load=routed.load(layouts.ep),
         expert_copies=routed.copies(layouts.ep),
         shared_experts=routed.shared(layouts.ep),
@@ -116,7 +117,8 @@ def constants_of(values: dict[str, float]) -> Constants:
 
 def plan_software(software: profile.Software, device: DeviceSpec) -> Software:
     """What a profile's software does on a device, whose layers the planner splits. FlashAttention-2
-    needs tensor cores with bf16 (Ampere and later; its README), which older ones lack."""
+    needs tensor cores with bf16 (Ampere and later; its README), which older ones lack. Processors
+    that send with the cores which compute (gloo) hide no exchange."""
     return dataclasses.replace(
         Software(),
         flash=float(software.kernel != "none" and _has_flash(device)),
@@ -126,6 +128,7 @@ def plan_software(software: profile.Software, device: DeviceSpec) -> Software:
         graph=software.graph,
         fused_exchange=float(software.fused_exchange),
         overlap_exchange=float(software.overlap_exchange),
+        chunked_exchange=float(software.chunked_exchange and not device.is_host),
         reduce_bytes=software.reduce_bytes,
     )
 

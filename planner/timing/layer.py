@@ -4,10 +4,10 @@ A rank sees t = micro_batch * seq_len / cp tokens. Tensor parallelism shards hea
 vocabulary, and with sequence parallelism the tokens of norms and residuals (Korthikanti et al.
 2022). Experts: of a rank's t / tp tokens k copies each leave for the ranks of their experts, `load`
 times as many for the fullest rank as for the mean one; an expert's group of etp ranks gathers its
-tokens. Backward runs each matrix product twice, for the input and for the weight. A layer cannot be
-faster than the host starts its kernels: `ops * host_op_s`, less what CUDA graphs replay. Where
-routing drops nothing, the host waits for the counts of tokens, and the device then waits for the
-host.
+tokens (`planner.timing.experts`). Backward runs each matrix product twice, for the input and for
+the weight. A layer cannot be faster than the host starts its kernels: `ops * host_op_s`, less what
+CUDA graphs replay. Where routing drops nothing, the host waits for the counts of tokens, and the
+device then waits for the host.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from planner.layouts import CP_METHODS
+from planner.timing.experts import Parts, with_experts
 from planner.timing.kernels import attention_s, matrix_s, stream_s
 from planner.timing.network import collective_s, exchange_s
 from planner.timing.quantities import Constants, Machine, Num, Shape, Software, Split
@@ -24,9 +25,6 @@ RING, ALL_GATHER, ULYSSES, HYBRID = (
     CP_METHODS.index(m) for m in ("ring", "all_gather", "ulysses", "hybrid")
 )
 SELECTIVE, FULL = 1, 2
-BIAS_BYTES = 28.0
-"""Per element of the experts' output: bias times the token's weight in fp32, added, joined and cast
-back by kernels of their own (Megatron-Core's `TEGroupedMLP._apply_bias`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +39,7 @@ class Layer:
     context_s: Num
     """Exchange of keys and values that attention does not hide."""
     expert_s: Num
-    """All-to-all of tokens and experts' outputs that nothing hides."""
+    """All-to-all of tokens and experts' outputs that nothing hides; the sorting of tokens."""
     forward_s: Num
     """All of forward."""
     input_s: Num
@@ -54,26 +52,8 @@ class Layer:
     """Of backward, the scores and values."""
     context_back_s: Num
     """Of backward, the exposed exchange of keys and values and their gradients."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
-    """What a layer's forward consists of before hosts and overlaps."""
-
-    matrix: Num
-    attention: Num
-    attention_backward: Num
-    stream: Num
-    expert: Num
-    ops: Num
-    """Starts of kernels that the host makes while the device computes, or a CUDA graph replays."""
-    late_ops: Num = 0.0
-    """Starts that wait for the counts of routed tokens, while the device is idle; only a graph of
-    the whole step knows no such wait."""
-    again: Num = 0.0
-    """Seconds of modules that run forward again by themselves."""
-    modules: Num = 0.0
-    """Number of these."""
+    expert_back_s: Num
+    """Of backward, the same as `expert_s`."""
 
 
 def layer_times(
@@ -85,7 +65,7 @@ def layer_times(
     mixer = _mixer(shape, split, hw, sw, c, tokens)
     context = _context_s(shape, split, hw, c, tokens, mixer.attention)
     dense = _with_ffn(shape, split, hw, sw, c, tokens, mixer)
-    moe = _with_experts(shape, split, hw, sw, c, tokens, mixer)
+    moe = with_experts(shape, split, hw, sw, c, tokens, mixer)
     return (
         _layer(split, hw, sw, c, dense, tensor, context),
         _layer(split, hw, sw, c, moe, tensor, context),
@@ -181,55 +161,6 @@ def _with_ffn(
     )
 
 
-def _with_experts(
-    shape: Shape,
-    split: Split,
-    hw: Machine,
-    sw: Software,
-    c: Constants,
-    tokens: Num,
-    mixer: Parts,
-) -> Parts:
-    if not np.any(shape.num_moe):
-        return mixer
-    h, x = shape.hidden, shape.expert_ffn / split.etp
-    up = (1 + shape.gated) * x
-    # The others wait for the fullest rank at the exchange of every layer.
-    sent = tokens / split.tp * shape.topk * split.load
-    routed = sent * split.etp
-    held = np.maximum(shape.experts * split.expert_copies / split.ep, 1.0)
-    each = np.maximum(routed / held, 1e-9)
-    # A group of small products starves the device below peak / memory rate tokens each.
-    starved = c.group_depth * (hw.peak / hw.memory_rate / 156.0)
-    experts = matrix_s(hw, c, each, up, h, starved=starved)
-    experts = held * (experts + matrix_s(hw, c, each, h, x, starved=starved))
-    y = shape.shared_ffn / split.tp
-    shared = matrix_s(hw, c, tokens, (1 + shape.gated) * y, h) + matrix_s(hw, c, tokens, h, y)
-    router = matrix_s(hw, c, tokens / split.tp, shape.experts, h, low=False)
-    low = np.where(hw.low > 0, c.cast_passes, 0.0)
-    passes = (hw.element_bytes * c.routed_passes * up + low * (h + up)) * routed
-    passes = passes + hw.element_bytes * c.activation_passes * (1 + shape.gated) * y * tokens
-    passes = passes + shape.expert_bias * BIAS_BYTES * h * routed
-    activation = stream_s(hw, c, hw.element_bytes * (up + x) * routed)
-    # Sorting tokens by expert and back belongs to the exchange: what hides it hides both.
-    sorting = stream_s(hw, c, hw.element_bytes * c.routed_passes * h * routed)
-    exchange = exchange_s(hw, c, hw.element_bytes * sent * h, split.ep * split.etp)
-    fused = np.where(sw.fused_exchange > 0, c.fused_exchange, 1.0)
-    hidden = np.where(sw.overlap_exchange > 0, c.exposed_exchange, 1.0)
-    waits = np.where(sw.fused_exchange > 0, c.fused_expert_ops, 1.0)
-    waits = np.where(sw.drops > 0, 0.0, waits)
-    return dataclasses.replace(
-        mixer,
-        matrix=mixer.matrix + experts + shared + router,
-        stream=mixer.stream + stream_s(hw, c, passes),
-        expert=2 * (np.where(split.ep > 1, exchange * fused, 0.0) + sorting) * hidden,
-        ops=c.moe_ops + c.latent_ops * (shape.kv_lora > 0),
-        late_ops=waits * c.expert_ops * held,
-        again=mixer.again + sw.recompute_expert_activation * activation,
-        modules=mixer.modules + sw.recompute_expert_activation,
-    )
-
-
 def _context_s(
     shape: Shape, split: Split, hw: Machine, c: Constants, tokens: Num, attention: Num
 ) -> tuple[Num, Num]:
@@ -276,13 +207,15 @@ def _layer(
     waits = (split.pp > 1) & (split.tp > 1) & (hw.num_devices > hw.per_node) & (sw.stalls > 0)
     stall = np.where(waits, c.stall_base_s + c.stall_s * split.tp, 0.0)
     busy = parts.matrix + parts.attention + parts.stream
-    talk = tensor + parts.expert
+    talk, talk_back = tensor + parts.expert, tensor + parts.expert_backward
     forward = np.maximum(np.maximum(busy, host) + wait + talk + context[0], stall)
     weight = c.weight_grad * parts.matrix
     back = weight + parts.matrix * c.weight_grad + parts.attention_backward + 2 * parts.stream
     backward = np.maximum(
-        np.maximum(back + parts.again, 2 * host + checkpoints) + 2 * wait + talk + context[1], stall
-    )
+        np.maximum(back + parts.again, 2 * host + checkpoints)
+        + 2 * wait + talk_back + context[1],
+        stall,
+    )  # fmt: skip
     again = np.where(split.recompute == FULL, forward, 0.0)
     again = np.where(attention, parts.attention, again)
     again = again + sw.recompute_full * forward + sw.recompute_matrix * parts.matrix
@@ -299,4 +232,5 @@ def _layer(
         recompute_s=again + parts.again,
         attention_back_s=parts.attention_backward,
         context_back_s=context[1],
+        expert_back_s=parts.expert_backward,
     )

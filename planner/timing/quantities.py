@@ -89,6 +89,8 @@ class Split:
     """Choices at the fullest rank of `ep` over the mean rank's."""
     expert_copies: Num = 1.0
     """Slots for experts over experts: above 1 with replicas."""
+    ep_overlap: Num = 1.0
+    """Chunks in which tokens are exchanged."""
     shared_experts: Num = 0.0
     """Experts that several ranks hold over all experts."""
 
@@ -153,6 +155,8 @@ class Software:
     """Tokens go to experts by fused kernels (DeepEP, HybridEP)."""
     overlap_exchange: Num = 0.0
     """...beside the computation of another micro-batch."""
+    chunked_exchange: Num = 0.0
+    """...and beside that of experts, in the chunks that the layout's `ep_overlap` says."""
     stalls: Num = 0.0
     """Collectives of tensor parallelism wait for a pending receive from another node (nanotron)."""
     overlaps: Num = 1.0

@@ -73,6 +73,7 @@ class SoftwareEntry:
     graph: Annotated[float, Ge(0), Le(1)] = 0.0
     fused_exchange: bool = False
     overlap_exchange: bool = False
+    chunked_exchange: bool = False
     constants: str = ""
     """Software whose fitted constants it takes; empty: its own."""
     reduce_bytes: Annotated[float, Ge(1)] = 4.0
@@ -90,6 +91,7 @@ class SoftwareEntry:
             graph=self.graph,
             fused_exchange=self.fused_exchange,
             overlap_exchange=self.overlap_exchange,
+            chunked_exchange=self.chunked_exchange,
             reduce_bytes=self.reduce_bytes,
             only=self.only,
         )

@@ -168,7 +168,7 @@ def unusual_axes(axes: Axes, c: ParallelConfig, num_devices: int) -> list[str]:
         "cp_method": c.cp == 1 or (c.cp_method, c.cp_heads) in axes.methods(c.cp),
         "sharding": (c.dp_replicate, c.dp_shard, c.zero)
         in axes.replicas(c.num_replicas, c.cp * c.tp),
-        "ep": (c.ep, c.etp) in axes.experts(c.stage_ranks, c.tp),
+        "ep": (c.ep, c.etp, c.ep_overlap) in axes.experts(c.stage_ranks, c.tp),
         "mbs": c.micro_batch in axes.micro_batches(c.num_replicas, c.cp),
         "vpp": (c.schedule, c.vpp) in axes.schedules(c.pp),
         "recompute": c.recompute in axes.recomputes(),

@@ -230,6 +230,22 @@ PLACED = {
         model=MOE, dp=2, shard=4, zero=3, ep=4, experts=(ONE_EMPTY, CROWD), micro_batch=1
     ),
 }
+OVERLAPPED = {
+    "ep2 in 2 chunks": small(model=MOE, dp=2, ep=2, ep_overlap=2),
+    "ep2 in more chunks than tokens": small(model=DROP, cp=2, ep=2, micro_batch=4, ep_overlap=96),
+    "tp2 ep2 etp2 in 3 chunks, replicas": small(
+        model=MOE, tp=2, dp=2, ep=2, etp=2, experts=(REPLICAS, REPLICAS), ep_overlap=3
+    ),
+    "zero3 ep2 edp2 in 4 chunks": small(model=SHARED, shard=4, zero=3, ep=2, ep_overlap=4),
+    "pp2 zero3 ep4 in 2 chunks, a rank without experts": small(
+        model=TIED_MOE, pp=2, shard=4, zero=3, ep=4, experts=(ONE_EMPTY, CROWD), recompute="full",
+        micro_batch=1, ep_overlap=2,
+    ),
+    "hsdp ep4 edp2 in 2 chunks, a rank without experts": small(
+        model=MOE, dp=2, shard=4, zero=3, ep=4, experts=(ONE_EMPTY, CROWD), micro_batch=1,
+        ep_overlap=2,
+    ),
+}  # fmt: skip
 MANY = {
     "tp2 pp2 dp2": small(tp=2, pp=2, dp=2, model=TIE),
     "tp2 pp2 zero1 interleaved": small(
@@ -281,4 +297,4 @@ MANY = {
         table=greedy_table((0, 1, 1, 0), 4, {0, 2}),
     ),
 }  # fmt: skip
-CASES = ONE | ALONE | PIPELINES | PAIRS | PLACED | MANY
+CASES = ONE | ALONE | PIPELINES | PAIRS | PLACED | OVERLAPPED | MANY

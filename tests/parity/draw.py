@@ -109,6 +109,7 @@ def draw_case(rng: random.Random, model: ModelSpec) -> Case:
         zero=rng.choice(zeros[1:] if shard > 1 else zeros[:1]),
         cp_method=rng.choice(METHODS),
         etp=sometimes(0.3 if is_moe else 0.02, (2, 4)),
+        ep_overlap=sometimes(0.5 if ep > 1 else 0.02, (2, 3, 4)),
         micro_batch=micro_batch, batch=rng.choice((fitting, fitting, fitting, 4, 6, 8)),
         seq_len=rng.choice((16, 24, 32)), recompute=rng.choice(get_args(Recompute)),
         stages=_stages(rng, len(model.blocks), pp * vpp), steps=2,

@@ -73,6 +73,7 @@ class Case:
     cp_method: CpMethod = "ring"
     ep: int = 1
     etp: int = 1
+    ep_overlap: int = 1
     micro_batch: int = 1
     schedule: ScheduleName = "1f1b"
     recompute: Recompute = "none"
@@ -100,7 +101,8 @@ class Case:
         return ParallelConfig(
             pp=self.pp, vpp=self.vpp, dp_replicate=self.dp, dp_shard=self.shard, zero=self.zero,
             cp=self.cp, cp_method=self.cp_method, tp=self.tp, ep=self.ep, etp=self.etp,
-            micro_batch=self.micro_batch, recompute=self.recompute, schedule=self.schedule,
+            ep_overlap=self.ep_overlap, micro_batch=self.micro_batch, recompute=self.recompute,
+            schedule=self.schedule,
         )  # fmt: skip
 
     @property
@@ -182,13 +184,13 @@ def first_weights(names: dict[str, Tensor]) -> dict[str, Tensor]:
 Parts = list[tuple[str, tuple[int, ...], tuple[int, ...], Tensor]]
 
 
-def trainer_of(case: Case) -> Trainer:
+def trainer_of(case: Case, recorder: Recorder | None = None) -> Trainer:
     """This rank's trainer, with the first weights."""
     mesh = build_mesh(case.config, case.placement, "cpu")
     return Trainer(
         case.model, case.job, case.config, case.placement, mesh=mesh, device=torch.device("cpu"),
-        recorder=Recorder(mesh.axis_of_group()), seed=SEED, clip_norm=CLIP, dtype=case.dtype,
-        make_optimizer=lambda ps: make_optimizer(case.optimizer, ps, case.lr),
+        recorder=recorder or Recorder(mesh.axis_of_group()), seed=SEED, clip_norm=CLIP,
+        dtype=case.dtype, make_optimizer=lambda ps: make_optimizer(case.optimizer, ps, case.lr),
     )  # fmt: skip
 
 

@@ -111,6 +111,7 @@ def _options(case: Case) -> dict[str, Hashable]:
         "cp": case.cp > 1 and case.cp_method,
         "ep": case.ep > 1,
         "etp": case.etp > 1,
+        "ep_overlap": case.ep_overlap > 1,
         "edp": case.model.num_experts > 0 and case.config.edp > 1,
         "schedule": case.pp > 1 and case.schedule,
         "recompute": case.recompute != "none" and case.recompute,

@@ -86,6 +86,7 @@ def test_grounds_name_the_link():
         {"recompute": "selective"},
         {"recompute": "full", "micro_batch": 4},
         {"dp_replicate": 4, "tp": 2, "ep": 4, "etp": 2},
+        {"dp_replicate": 4, "tp": 2, "ep": 4, "ep_overlap": 2},
     ],
 )
 def test_every_choice_has_a_ground(changes):

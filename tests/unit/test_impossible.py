@@ -29,6 +29,8 @@ def said(model=DENSE, sizes=(16,), **pins):
         ({"tp": "3,5"}, "tp 3 or 5 does not divide the 16 devices"),
         ({"tp": "8", "pp": "4"}, "tp 8 x pp 4 does not divide the 16 devices"),
         ({"ep": "4"}, "ep 4: `tiny-llama` has no experts"),
+        ({"ep_overlap": "2"}, "ep_overlap 2: `tiny-llama` has no experts"),
+        ({"ep_overlap": "3"}, "ep_overlap 3 is none of 1, 2, 4, 8"),
         ({"mbs": "3"}, "mbs 3 does not divide the global batch of 16"),
         ({"pp": "1", "schedule": "zbv"}, "schedule zbv needs pp above 1"),
         ({"pp": "1", "vpp": "2"}, "vpp 2 needs pp above 1"),
@@ -48,6 +50,8 @@ def test_experts_of_a_model_that_has_some():
     assert said(MOE, (4 * most,), ep=str(2 * most)) == (
         f"ep {2 * most} is more than the {most} experts",
     )
+    assert said(MOE, ep="1", ep_overlap="2,4") == ("ep_overlap 2 or 4 needs ep above 1",)
+    assert said(MOE, ep="2", ep_overlap="8") == said(MOE, ep="1", ep_overlap="1,2") == ()
 
 
 def test_of_several_numbers_of_devices_one_is_enough():
@@ -60,7 +64,9 @@ _NUMBER = st.integers(1, 6).map(str)
 _PINS = st.fixed_dictionaries(
     {},
     optional={
-        **dict.fromkeys(("tp", "pp", "cp", "dp", "dp_shard", "ep", "etp", "mbs", "vpp"), _NUMBER),
+        **dict.fromkeys(
+            ("tp", "pp", "cp", "dp", "dp_shard", "ep", "etp", "ep_overlap", "mbs", "vpp"), _NUMBER
+        ),
         "zero": st.integers(0, 3).map(str),
         "schedule": st.sampled_from(["gpipe", "1f1b", "interleaved", "zero_bubble", "zbv"]),
     },

@@ -36,6 +36,7 @@ BROKEN: dict[str, Broken] = {
     "heads-cp": (DENSE, {"cp": 8, "cp_method": "ulysses"}, {}),
     "batch": (DENSE, {"dp_replicate": 3}, {}),
     "no-experts": (DENSE, {"dp_replicate": 2, "ep": 2}, {}),
+    "ep-overlap": (MOE, {"dp_replicate": 2, "ep_overlap": 2}, {}),
     "expert-mesh": (MOE, {"dp_replicate": 2, "ep": 4}, {}),
     "expert-width-etp": (MOE, {"dp_replicate": 4, "etp": 4}, {}),
     "expert-shard": (

@@ -125,16 +125,18 @@ def _meshes(num_devices, model, job):
         if job.global_batch % replicas or not _is_usual_shard(shard, replicas, cp * tp):
             continue
         ranks = replicas * cp * tp
-        for method, zero, ep, etp in product(
+        for method, zero, ep, etp, overlap in product(
             ("ring", "all_gather", "ulysses") if cp > 1 else ("ring",),
             (1, 2, 3) if shard > 1 else (0,),
             range(1, max(1, model.num_experts) + 1),
             ways if model.num_experts else (1,),
+            (1, 2, 4),
         ):
-            if ranks % (ep * etp) == 0 and tp % etp == 0:
+            if ranks % (ep * etp) == 0 and tp % etp == 0 and (ep > 1 or overlap == 1):
                 yield {
                     "tp": tp, "pp": pp, "cp": cp, "dp_shard": shard, "dp_replicate": replicate,
                     "cp_method": method, "zero": zero, "ep": ep, "etp": etp,
+                    "ep_overlap": overlap,
                 }  # fmt: skip
 
 
@@ -212,7 +214,7 @@ def _has(config, axis, values):
     [
         ("tp", ["2"]), ("pp", ["2", "4"]), ("vpp", ["2"]), ("dp", ["2", "4"]),
         ("zero", ["0", "2"]), ("cp", ["2"]), ("cp_method", ["ulysses"]), ("ep", ["2", "3"]),
-        ("etp", ["1"]), ("mbs", ["1", "3"]), ("recompute", ["full"]),
+        ("etp", ["1"]), ("ep_overlap", ["2"]), ("mbs", ["1", "3"]), ("recompute", ["full"]),
         ("schedule", ["zbv", "1f1b"]),
     ],
 )  # fmt: skip

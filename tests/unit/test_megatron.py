@@ -89,6 +89,7 @@ GPT = {"tp": 8}
         ("llama3-8b", "h100-1x8", {"pp": 2, "dp_shard": 4, "zero": 2}, "FSDP takes no pipeline stages", "--pin zero=1"),
         ("llama3-8b", "h100-4x8", {"tp": 4, "cp": 8, "cp_method": "ulysses"},
          "a2a needs the key/value heads", "--pin cp_method=ring"),
+        ("mixtral-8x7b", "h100-1x8", {"dp_shard": 8, "zero": 1, "ep": 8, "ep_overlap": 2}, "tokens in chunks", "--pin ep_overlap=1"),
         ("gemma2-9b", "h100-1x8", GPT, "family `gemma2`", "another framework"),
         ("bloom-176b", "h100-1x8", GPT, "written for a norm behind the embedding; no arguments are written for ALiBi", "another framework"),
         ("qwen3-next-80b-a3b", "h100-1x8", {"tp": 2, "dp_shard": 4, "zero": 1, "ep": 8}, "no arguments are written for linear attention", "another framework"),

@@ -102,8 +102,8 @@ def every_pipeline(costs):
     model, asked = costs.model, costs.job
     sizes = [kind.num_devices for kind in costs.kinds]
     powers = (1, 2, 4, 8)
-    experts = (1, 2, 4) if model.num_moe_layers else (1,)
-    for tp, cp, dp, zero, ep, wide, micro, again in product(
+    experts = [(1, 1), *product((2, 4), (1, 2, 4))] if model.num_moe_layers else [(1, 1)]
+    for tp, cp, dp, zero, (ep, overlap), wide, micro, again in product(
         powers, (1, 2), powers, (0, 1), experts, (False, True), powers,
         ("none", "selective", "full"),
     ):  # fmt: skip
@@ -116,8 +116,8 @@ def every_pipeline(costs):
             used = [g for g, count in enumerate(counts) if count]
             config = ParallelConfig(
                 pp=max(1, sum(counts)), dp_replicate=1 if zero else dp, dp_shard=dp if zero else 1,
-                zero=zero, tp=tp, cp=cp, ep=ep, etp=etp, micro_batch=micro, recompute=again,
-                schedule="1f1b",
+                zero=zero, tp=tp, cp=cp, ep=ep, etp=etp, ep_overlap=overlap,
+                micro_batch=micro, recompute=again, schedule="1f1b",
             )  # fmt: skip
             if len(used) < 2 or any(r.broken(config, model, asked) for r in RULES):
                 continue

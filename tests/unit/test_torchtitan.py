@@ -90,6 +90,7 @@ def test_micro_batches_with_and_without_a_pipeline():
         (torchtitan_toml.emit, "llama3-8b", {"pp": 8, "schedule": "zero_bubble", "precision": "fp8"}, "fp8; no schedule zero_bubble", "--pin schedule=1f1b --precision bf16"),
         (torchtitan_toml.emit, "mixtral-8x7b", {"dp_shard": 8, "zero": 3}, "no model of family `mixtral`", "another framework"),
         (torchtitan_toml.emit, "qwen3-30b-a3b", {"dp_replicate": 4, "dp_shard": 2, "zero": 3, "ep": 4}, "stays within one replica", "--pin dp_replicate=1"),
+        (torchtitan_recipe.emit, "qwen3-30b-a3b", {"dp_shard": 8, "zero": 3, "ep": 4, "ep_overlap": 2}, "tokens in chunks", "--pin ep_overlap=1"),
         (torchtitan_recipe.emit, "qwen3-30b-a3b", {"dp_shard": 4, "tp": 2, "zero": 3, "ep": 4, "etp": 2}, "no tensor parallelism of experts", "--pin etp=1"),
     ],
 )  # fmt: skip
