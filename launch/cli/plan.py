@@ -173,11 +173,15 @@ def _searched(
     routed: "Routing | None", redundant: int,
 ) -> "Plan":  # fmt: skip
     """The best layout, experts placed by recorded routing where there is some."""
+    from planner.remedies import with_remedy
     from planner.search import make_plan
 
-    if routed is None:
-        return make_plan(spec, job, facts, options)
-    return routed_plan(spec, job, facts, options, routed, redundant)
+    try:
+        if routed is None:
+            return make_plan(spec, job, facts, options)
+        return routed_plan(spec, job, facts, options, routed, redundant)
+    except UserError as e:
+        raise with_remedy(e, spec, job, facts, options) from None
 
 
 def _typed(ctx: typer.Context) -> dict[str, Any]:
