@@ -164,7 +164,7 @@ def run(
         _print(result)
     note(f"Saved the plan to: `{out}`")
     if not as_json and _runnable(result):
-        say(f"\nTo run it:\n    meshwright launch {out}")
+        say(f"\nTo run it:\n    meshwright launch {out}{_where(result)}")
     return Exit.OK
 
 
@@ -202,6 +202,13 @@ def _runnable(plan: "Plan") -> bool:
     except UserError:
         return False
     return True
+
+
+def _where(plan: "Plan") -> str:
+    """What `launch` is to be told of several nodes."""
+    from launch.framework.native import nodes_of
+
+    return " --on ssh --hosts FILE    # or --on slurm" if len(set(nodes_of(plan))) > 1 else ""
 
 
 def _check_out(out: Path) -> None:

@@ -71,20 +71,30 @@ def table(plan: Plan) -> list[str]:
     """The chosen layout and the alternatives, the best first."""
     shown = (plan.chosen, *plan.alternatives)
     counted = plan.options.objective != "step" or any(idle(plan, c) for c in shown)
-    width = 30 if counted else 39
-    heads = f"{'devices':>9}" if counted else ""
+    used = [devices_word(plan, c) for c in shown] if counted else []
+    column = max((9, *(len(word) + 2 for word in used))) if counted else 0
+    width = 39 - column
+    heads = f"{'devices':>{column}}" if counted else ""
     lines = [f"     {'layout':<{width}}{heads}{'step':>10}{'MFU':>7}{'peak':>10}{'vs best':>9}"]
     for i, c in enumerate(shown):
         versus = "chosen" if i == 0 else _versus(plan, c)
         label = f"{c.config.label} {c.config.schedule}"
         first, *more = textwrap.wrap(label, width - 1, break_on_hyphens=False)
-        num = f"{c.config.num_devices:>9,}" if counted else ""
+        num = f"{used[i]:>{column}}" if counted else ""
         lines.append(
             f" {'✔' if i == 0 else ' '}   {first:<{width}}{num}{seconds(c.cost.step_s):>10}"
             f"{c.cost.mfu:>7.1%}{size(c.cost.peak_bytes):>10}{versus:>9}"
         )
         lines += [f"       {line}" for line in more]
     return lines
+
+
+def devices_word(plan: Plan, candidate: Candidate) -> str:
+    """How many devices work; of unlike nodes, `8+4`: of each kind, in the cluster's order."""
+    if len(plan.cluster.groups) == 1:
+        return f"{candidate.config.num_devices:,}"
+    used = used_of_groups(plan.cluster, candidate.config, candidate.placement)
+    return "+".join(f"{n:,}" for n in used)
 
 
 def _versus(plan: Plan, other: Candidate) -> str:
