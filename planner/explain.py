@@ -40,7 +40,7 @@ class Other:
     cost: float | None
     """Its best layout's step over the chosen one's, less 1; None where it has none."""
     why: str = ""
-    """Why there is none."""
+    """Why there is none; of a number of devices where the fewest are sought, what more would do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +153,7 @@ def _others(plan: Plan, axis: str) -> tuple[Other, ...]:
     for value, step_s in plan.by_axis.get(axis, {}).items():
         known[value] = min(step_s, known.get(value, math.inf))
     others = [
-        Other(value=value, cost=step_s / base - 1)
+        Other(value=value, cost=step_s / base - 1, why=_of_devices(plan, axis, value, step_s))
         for value, step_s in known.items()
         if value != chosen
     ]
@@ -161,12 +161,24 @@ def _others(plan: Plan, axis: str) -> tuple[Other, ...]:
     return (*others[:_SHOWN], *_impossible(plan, axis, {chosen, *known}))
 
 
+def _of_devices(plan: Plan, axis: str, value: str, step_s: float) -> str:
+    """What another number of devices takes, where the fewest are sought: it is no better for being
+    faster."""
+    if axis != "devices" or plan.options.objective != "devices":
+        return ""
+    more = int(value) / plan.chosen.config.num_devices
+    step = step_s / plan.chosen.cost.step_s
+    return f"a step of {step:.1%} of the time, {step * more - 1:+.1%} device time per token"
+
+
 def _simulated(plan: Plan, axis: str) -> dict[str, float]:
     """Value -> step of the best layout with it among those that the plan shows; on other devices
     than the chosen one's, the step there that costs as much."""
     best: dict[str, float] = {}
+    number = plan.chosen.config.num_devices
+    apart = plan.options.objective == "devices" and axis != "devices"
     for candidate in (plan.chosen, *plan.alternatives, *plan.frontier):
-        if candidate.estimate is not None:
+        if candidate.estimate is not None and (candidate.config.num_devices == number or not apart):
             value = value_of(candidate.config, axis)
             cost = relative_cost(plan.options, plan.chosen, candidate) * plan.chosen.cost.step_s
             best[value] = min(cost, best.get(value, float("inf")))

@@ -10,7 +10,6 @@ reads a string), a key given twice is an error, and anchors and tags are refused
 """
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import types
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar, dataclass_transform
 
 from profiler.errors import UserError
+from profiler.names import one_of
 from profiler.yaml_nodes import Lines, json_lines, parse_yaml
 
 if typing.TYPE_CHECKING:
@@ -194,9 +194,7 @@ def _explain(
     place = place_of(loc, name, lines, text)
     if first["type"] in _KEY_ERRORS:
         key, known = str(loc[-1]), _fields_at(cls, loc[:-1])
-        near = difflib.get_close_matches(key, known, n=1)
-        hint = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(known)}"
-        return UserError(f"unknown key `{key}`", hint=hint, place=place)
+        return UserError(f"unknown key `{key}`", hint=one_of(key, known, "known keys"), place=place)
     where = ".".join(str(p) for p in loc)
     if first["type"] == "missing":
         return UserError(f"key `{where}` is missing", place=place)

@@ -31,12 +31,12 @@ from profiler.link_files.table import (
     Matrix,
     latencies_of,
     links_of,
-    near,
     rate_error,
     rates_of,
 )
 from profiler.link_profile import LinkReport
 from profiler.links import LATENCY_S, Floats, Links
+from profiler.names import one_of
 
 FORMAT_VERSION = "1.1"
 SLOWEST = 100.0
@@ -117,7 +117,7 @@ def _check_header(file: JsonFile) -> None:
     unknown = next((key for key in file.tree if key not in _KEYS), None)
     newer = int(minor) > int(FORMAT_VERSION.partition(".")[2])
     if unknown is not None and not newer:  # a newer minor may know more
-        hint = near(unknown, _KEYS) or f"known keys: {', '.join(_KEYS)}"
+        hint = one_of(unknown, _KEYS, "known keys")
         raise UserError(f"unknown key `{unknown[:60]}`", hint=hint, place=file.at(unknown))
 
 

@@ -55,10 +55,41 @@ def test_more_devices_are_no_gain_where_the_fewest_are_sought(meshwright, lab):
     result = meshwright("plan", *SMALL, "-c", lab, "--objective", "devices")
     table = result.out.split("vs best")[1].split("Uses")[0]
     numbers = [line.split() for line in table.splitlines() if " GiB " in line]
-    fewest = int(numbers[0][numbers[0].index("s") - 2])
-    for words in numbers[1:]:
-        more = int(words[words.index("s") - 2]) - fewest
+    used = [sum(map(int, words[words.index("s") - 2].split("+"))) for words in numbers]
+    kinds = {words[words.index("s") - 2] for words in numbers}
+    assert all("+" in kind for kind in kinds)
+    for words, number in zip(numbers[1:], used[1:], strict=True):
+        more = number - used[0]
         assert (words[-2:] == [f"+{more}", "dev."]) if more else words[-1].endswith("%")
+
+
+@pytest.mark.parametrize("objective", ["cost", "devices"])
+def test_other_numbers_of_devices_are_compared_by_what_is_sought(meshwright, objective):
+    ask = ("plan", *SMALL, "-c", "h100-2x8", "--objective", objective, "--pin", "cp=1", "--json")
+    fewest = json.loads(meshwright(*ask).out)["chosen"]["estimate"]
+    why = meshwright("why", "plan.json")
+    assert narrow(why.out)
+    shown = why.out.split("devices 8")[1].split("Limits")[0]
+    asked = meshwright("why", "plan.json", "--not", "devices=16")
+    assert (asked.code, asked.err) == (0, "")
+    assert narrow(asked.out)
+    best = json.loads(meshwright("why", "plan.json", "--not", "devices=16", "--json").out)["best"]
+    step = best["estimate"]["step_s"] / fewest["step_s"]
+    words = " ".join(asked.out.split())
+    assert f"On 16 devices, the chosen one on 8: a step takes {step - 1:+.1%}" in words
+    assert f"device time per token {2 * step - 1:+.1%}" in words
+    assert "did not search" not in words
+    if objective == "devices":
+        assert "The plan uses the fewest devices on which any layout fits" in words
+        assert "instead" not in shown
+        assert "16: a step of" in shown
+    else:
+        assert f"The plan seeks the least cost per token: {2 * step - 1:+.1%}" in words
+        assert "instead 16: +" in shown
+    wrong = meshwright("why", "plan.json", "--not", "devices=few")
+    assert (wrong.code, "`--not devices=few` is no number of devices" in wrong.err) == (1, True)
+    many = meshwright("why", "plan.json", "--not", "devices=64")
+    assert (many.code, "cluster `h100-2x8` has 16" in many.err) == (1, True)
 
 
 @pytest.mark.parametrize("objective", ["cost", "devices"])
