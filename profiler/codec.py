@@ -17,7 +17,7 @@ import typing
 from pathlib import Path
 from typing import Any, TypeVar, dataclass_transform
 
-from profiler.errors import UserError
+from profiler.errors import UserError, other_kind
 from profiler.names import one_of
 from profiler.yaml_nodes import Lines, json_lines, parse_yaml
 
@@ -138,6 +138,8 @@ def parse_json(text: str, name: str, *, constants: bool = False) -> Any:
     except UserError as e:
         raise UserError(e.message, place=name) from None
     except json.JSONDecodeError as e:
+        if not text.strip():
+            raise UserError("the file is empty", place=name) from None
         hint = "the file is cut off" if e.pos >= len(text.rstrip()) else None
         raise UserError(
             f"not JSON: {e.msg.lower()}", place=f"{name}:{e.lineno}", hint=hint
@@ -254,7 +256,7 @@ def decode_artifact(
     if not isinstance(tree, dict) or any(not isinstance(tree.get(k), str) for k in _HEADER):
         raise UserError(f"not a Meshwright {kind} file", hint=f"{made} writes one", place=name)
     if tree["kind"] != kind:
-        raise UserError(f"this is a `{tree['kind'][:40]}` file, not a `{kind}` file", place=name)
+        raise other_kind(tree["kind"], kind, name)
     newer = _newer_minor(tree["format_version"], version, kind, name)
     if newer:
         tree = _without_unknown(cls, tree)

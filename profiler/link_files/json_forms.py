@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from profiler.codec import build, to_plain
-from profiler.errors import UserError
+from profiler.errors import UserError, other_kind
 from profiler.link_files.json_file import JsonFile, load
 from profiler.link_files.table import (
     HIGHEST,
@@ -103,7 +103,7 @@ def _check_header(file: JsonFile) -> None:
     if kind is None:
         raise UserError("key `kind` is missing", hint='`"kind": "links"`', place=file.place)
     if kind != "links":
-        raise UserError(f"this is a `{str(kind)[:40]}` file, not a `links` file", place=file.place)
+        raise other_kind(kind, "links", file.place)
     major, _, minor = str(version).partition(".")
     if not (isinstance(version, str) and major.isdecimal() and minor.isdecimal()):
         hint = f'this version writes `"format_version": "{FORMAT_VERSION}"`'
