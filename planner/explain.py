@@ -28,6 +28,8 @@ _ALONE = {
 """Rules that look at one axis alone."""
 _COMPONENTS = ("compute", "p2p", "collective", "idle")
 _SHOWN, _HOSTS = 3, 8
+_ROUNDING = 1e-9
+"""Share of a step that is no more than what sums of floats leave."""
 LITTLE = 0.005
 """Share of the step below which an order of hosts is no better than another."""
 
@@ -126,7 +128,10 @@ def shares(candidate: Candidate) -> dict[str, float]:
         name: getattr(e, f"{name}_s") for name in _COMPONENTS
     }
     total = sum(parts.values())
-    return {name: seconds / total for name, seconds in parts.items()} if total else {}
+    if not total:
+        return {}
+    each = {name: seconds / total for name, seconds in parts.items()}
+    return {name: share if share > _ROUNDING else 0.0 for name, share in each.items()}
 
 
 def compare(ours: Candidate, theirs: Candidate) -> dict[str, tuple[float, float]]:
@@ -138,7 +143,7 @@ def compare(ours: Candidate, theirs: Candidate) -> dict[str, tuple[float, float]
         pairs = {name: (a.terms.get(name, 0.0), b.terms.get(name, 0.0)) for name in names}
     else:
         pairs = {n: (getattr(a, f"{n}_s"), getattr(b, f"{n}_s")) for n in _COMPONENTS}
-    least = 1e-9 * a.step_s
+    least = _ROUNDING * a.step_s
     return {
         name: (x if x > least else 0.0, (x if abs(y - x) < least else y) if y > least else 0.0)
         for name, (x, y) in pairs.items()
@@ -260,7 +265,7 @@ def _proof(plan: Plan) -> tuple[str, ...]:
         lines.append(f"the step is {gap} above the lower bound of this layout")
     if plan.bound_s:
         gap = percent(max(0.0, e.step_s / plan.bound_s - 1))
-        lines.append(f"and {gap} above the lower bound of all layouts searched")
+        lines.append(f"it is {gap} above the lower bound of all layouts searched")
     if counts.enumerated:
         rejected = sum(counts.rejected.values())
         lines.append(

@@ -70,23 +70,29 @@ def considered(plan: Plan) -> str:
 def table(plan: Plan) -> list[str]:
     """The chosen layout and the alternatives, the best first."""
     shown = (plan.chosen, *plan.alternatives)
-    counted = plan.options.objective != "step" or any(idle(plan, c) for c in shown)
+    counted = counts_devices(plan)
     used = [devices_word(plan, c) for c in shown] if counted else []
     column = max((9, *(len(word) + 2 for word in used))) if counted else 0
     width = 39 - column
     heads = f"{'devices':>{column}}" if counted else ""
     lines = [f"     {'layout':<{width}}{heads}{'step':>10}{'MFU':>7}{'peak':>10}{'vs best':>9}"]
     for i, c in enumerate(shown):
-        versus = "chosen" if i == 0 else _versus(plan, c)
+        more_s = "chosen" if i == 0 else versus(plan, c)
         label = f"{c.config.label} {c.config.schedule}"
         first, *more = textwrap.wrap(label, width - 1, break_on_hyphens=False)
         num = f"{used[i]:>{column}}" if counted else ""
         lines.append(
             f" {'✔' if i == 0 else ' '}   {first:<{width}}{num}{seconds(c.cost.step_s):>10}"
-            f"{c.cost.mfu:>7.1%}{size(c.cost.peak_bytes):>10}{versus:>9}"
+            f"{c.cost.mfu:>7.1%}{size(c.cost.peak_bytes):>10}{more_s:>9}"
         )
         lines += [f"       {line}" for line in more]
     return lines
+
+
+def counts_devices(plan: Plan) -> bool:
+    """Whether tables of layouts say how many devices each uses."""
+    shown = (plan.chosen, *plan.alternatives)
+    return plan.options.objective != "step" or any(idle(plan, c) for c in shown)
 
 
 def devices_word(plan: Plan, candidate: Candidate) -> str:
@@ -97,7 +103,7 @@ def devices_word(plan: Plan, candidate: Candidate) -> str:
     return "+".join(f"{n:,}" for n in used)
 
 
-def _versus(plan: Plan, other: Candidate) -> str:
+def versus(plan: Plan, other: Candidate) -> str:
     """How much worse than the chosen layout; where fewest devices are sought, by their number."""
     more = other.config.num_devices - plan.chosen.config.num_devices
     if plan.options.objective == "devices" and more:

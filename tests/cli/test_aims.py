@@ -1,6 +1,7 @@
 """`plan --objective`, `--devices` and clusters of several kinds of node, as a user sees them."""
 
 import json
+import re
 
 import pytest
 
@@ -140,7 +141,11 @@ def test_all_views_of_a_mixed_plan(meshwright, lab, tmp_path):
         assert result.code == Exit.OK, (command, result.err)
         assert narrow(result.out), command
     assert meshwright("show", "a.json", "--report", "a.html").code == Exit.OK
-    assert "a100-80, h100 devices" in (tmp_path / "a.html").read_text()
+    page = (tmp_path / "a.html").read_text()
+    assert "a100-80, h100 devices" in page
+    assert "0 on " in page
+    assert page.count("74.4 GiB or 74.4 GiB") == 0
+    assert "e-1" not in re.sub(r'"[^"]*"', "", page).split("Where the step goes")[1]
     shown = json.loads(meshwright("why", "a.json", "--json").out)
     assert shown["kind"] == "why"
 
@@ -157,3 +162,22 @@ def test_no_layout_can_be_given_for_several_kinds(meshwright, lab, tmp_path):
     result = meshwright("plan", "-m", "llama3-8b", "-c", lab, "--layout", "layout.yaml")
     assert result.code == Exit.FAILED
     assert "mixes 2 kinds of node" in result.err
+
+
+def narrow_columns(text, head):
+    """Lines of a table up to the end of a column, where the column holds a number."""
+    lines = text.splitlines()
+    first = next(k for k, line in enumerate(lines) if head in line)
+    end = lines[first].index(head) + len(head)
+    rows = lines[first + 1 : lines.index("", first)]
+    return [line[:end] for line in rows if line[end - 1 : end].isdigit()]
+
+
+def test_the_page_counts_devices_where_they_differ(meshwright, lab, tmp_path):
+    ask = ("plan", *SMALL, "-c", lab, "--objective", "devices")
+    words = {line.split()[-1] for line in narrow_columns(meshwright(*ask).out, "devices")}
+    assert meshwright("show", "plan.json", "--report", "a.html").code == Exit.OK
+    table = (tmp_path / "a.html").read_text().split('id="alternatives"')[1].split("</table>")[0]
+    assert words
+    assert all(f">{word}</td>" in table for word in words)
+    assert "dev." in table or len({sum(map(int, w.split("+"))) for w in words}) == 1

@@ -106,7 +106,7 @@ def test_limits_and_proof():
     assert explained.limits["time"].endswith("then bubble 11.0%, attention 9.0%, tensor 7.0%")
     assert explained.limits["link"].endswith("most of it tensor")
     assert explained.proof[0] == "the step is 3.1% above the lower bound of this layout"
-    assert explained.proof[1] == "and 5.4% above the lower bound of all layouts searched"
+    assert explained.proof[1] == "it is 5.4% above the lower bound of all layouts searched"
     assert explained.proof[-1].endswith("nothing was measured")
 
 
