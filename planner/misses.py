@@ -39,7 +39,9 @@ def nothing_fits(costs: Costs, founds: Sequence[Found], options: SearchOptions) 
         broken: Counter[str] = sum((f.broken for f in founds), Counter())
         rules = [f"{n:,} layouts: {SENTENCES[rule]} ({rule})" for rule, n in broken.most_common()]
         sizes = [f.num_devices for f in founds]
-        pinned = impossible_pins(costs.model, costs.job, options, sizes)
+        pinned = impossible_pins(costs.model, costs.job, options, sizes) or _unpriced(
+            costs, options
+        )
         return UserError(
             f"no layout of `{name}` on {where} is possible",
             details=tuple(rules) or pinned or (_NO_VALUES,),
@@ -54,6 +56,24 @@ def nothing_fits(costs: Costs, founds: Sequence[Found], options: SearchOptions) 
         hint="take more devices or ones with more memory, or pin less",
         kind="infeasible",
     )
+
+
+def _unpriced(costs: Costs, options: SearchOptions) -> tuple[str, ...]:
+    """Sentences about pins whose values neither the profile nor the software has."""
+    software = costs.profile.software
+    what = "a measured profile" if software is None else f"`{software.name}`"
+    priced = costs.coverage.values
+    found = []
+    for axis, values in options.pin.items():
+        if axis == "zero" and 1 in priced.get("dp_shard", ()) and len(priced["dp_shard"]) == 1:
+            known: tuple[str, ...] = ("0",)
+        else:
+            known = tuple(sorted(map(str, priced.get(axis, values))))
+        if not set(values) & set(known):
+            found.append(
+                f"{axis} {' or '.join(values)}: {what} has {axis} {', '.join(known)} alone"
+            )
+    return tuple(found)
 
 
 def _miss(costs: Costs, closest: ParallelConfig) -> tuple[str, ...]:

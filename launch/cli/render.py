@@ -18,9 +18,11 @@ _BAR, _HOSTS = 24, 16
 
 
 def seconds(value: float) -> str:
-    """Four significant digits, in s or ms."""
+    """Four significant digits, in s or ms; whole seconds from 10,000 on."""
     if value and abs(value) < 0.1:
         return f"{value * 1e3:.3g} ms"
+    if abs(value) >= 9999.5:
+        return f"{value:,.0f} s"
     return f"{value:.4g} s"
 
 

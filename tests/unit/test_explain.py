@@ -110,6 +110,27 @@ def test_limits_and_proof():
     assert explained.proof[-1].endswith("nothing was measured")
 
 
+def test_a_peak_without_activations_is_no_amount_of_them():
+    """As in the update, where layouts of small batches have theirs."""
+    chosen = made.plan().chosen
+    stages = tuple(
+        replace(s, memory=replace(s.memory, activation_bytes=0)) for s in chosen.cost.stages
+    )
+    plan = made.plan(chosen=replace(chosen, estimate=replace(chosen.cost, stages=stages)))
+    found = reasons(plan)
+    assert found["schedule"].text.startswith("memory peaks in the update")
+    assert all("0.0 GiB" not in reason.text for reason in found.values())
+    assert "of activations" in reasons(made.plan())["schedule"].text
+
+
+def test_what_is_only_rounding_has_no_share():
+    chosen = made.plan().chosen
+    terms = chosen.cost.terms | {"host": 1e-15}
+    shown = shares(replace(chosen, estimate=replace(chosen.cost, terms=terms)))
+    assert shown["host"] == 0.0
+    assert sum(shown.values()) == pytest.approx(1)
+
+
 def test_what_a_plan_does_not_hold_is_not_spoken_of():
     explained = explain(made.bare())
     assert set(explained.limits) == {"memory", "time"}

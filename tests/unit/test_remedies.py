@@ -111,6 +111,21 @@ def test_measured_profiles_know_no_other_devices_or_sequences():
     assert found.hint.startswith("without `--pin tp=3` it fits")
 
 
+def test_pins_that_a_software_or_a_profile_lacks_say_so():
+    model, cluster = resolve_model("llama3-8b"), resolve_cluster("h100-1x8")
+    facts_ = analytic_profile(model, JOB, cluster, "megatron-2021")
+    for axis, value, has in (("zero", "3", "zero 0"), ("cp", "2", "cp 1")):
+        with pytest.raises(UserError) as caught:
+            make_plan(model, JOB, facts_, replace(ANY, pin={axis: (value,)}))
+        assert caught.value.details == (f"{axis} {value}: `megatron-2021` has {has} alone",)
+    for axis, value, has in (("zero", "1", "0"), ("schedule", "zbv", "1f1b, gpipe")):
+        pinned = replace(ANY, pin={axis: (value,)})
+        with pytest.raises(UserError) as caught:
+            make_plan(facts.model(), facts.job(), facts.profile(), pinned)
+        said = f"{axis} {value}: a measured profile has {axis} {has} alone"
+        assert caught.value.details == (said,)
+
+
 def test_other_errors_stay_as_they_are():
     error = UserError("broken")
     profile = facts.profile()
