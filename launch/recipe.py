@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le, Lt
 
 from profiler.codec import build, parse, read_text, record
-from profiler.errors import UserError
+from profiler.errors import UserError, other_kind
 from profiler.yaml_nodes import Lines
 
 FILE_NAME = "recipe.json"
@@ -156,7 +156,7 @@ def read_recipe(path: Path, changes: Mapping[str, object] | None = None) -> Reci
         tree = {}
     kind = tree.get("kind", "recipe") if isinstance(tree, dict) else "recipe"
     if isinstance(kind, str) and kind != "recipe":
-        raise UserError(f"this is a `{kind[:40]}` file, not a `recipe` file", place=name)
+        raise other_kind(kind, "recipe", name)
     if isinstance(tree, dict):
         tree = _from_folder(tree, path.parent) | changes
     own: Lines = {at: line for at, line in lines.items() if at[:1] not in {(k,) for k in changes}}

@@ -11,6 +11,7 @@ from pathlib import Path
 from planner.given import LayoutFile, plan_for
 from planner.placed import on_hosts
 from planner.plan import Plan, SearchOptions
+from planner.remedies import with_remedy
 from planner.routed_plan import experts_again, loads_again
 from planner.search import make_plan
 from planner.survivors import measured_for, places_of, without
@@ -145,7 +146,7 @@ def _with_proposals(
     """The same error, with what would be possible on these devices."""
     found = [*_fewer_devices(model, job, facts, options), *_batches(model, job, facts, options)]
     if not found:
-        return error
+        return with_remedy(error, model, job, facts, options)
     return UserError(
         error.message, details=(*error.details, *found), kind=error.kind, place=error.place,
         hint="plan again with one of these options",

@@ -85,8 +85,7 @@ class AnalyticCosts:
         self._sizes = sizes_of(model, job.seq_len)
         self._routed = Routed(model.num_experts, profile.expert_loads)
         self._level: dict[tuple[float, ...], tuple[float, float, float]] = {}
-        """Layers of ranks whose times are level, by times of blocks and shape of the pipeline:
-        chunks have many in common."""
+        """Layers of ranks whose times are level, by times of blocks and shape of the pipeline."""
 
     @property
     def coverage(self) -> Coverage:
@@ -284,14 +283,18 @@ class AnalyticCosts:
             self._constants, of(timed.dense), of(timed.moe),
         )  # fmt: skip
 
-    def least_peak(self, config: ParallelConfig) -> int:
+    def least_memory(self, config: ParallelConfig) -> StageMemory:
         """Of layers spread evenly."""
-        return int(self._peaks(Layouts.from_configs([config])).allocated[0])
+        peaks = self._peaks(Layouts.from_configs([config]))
+        return stage_memory(peaks, int(totals(peaks)[:, 0].argmax()))
+
+    def least_peaks(self, layouts: Layouts) -> Array:
+        """See `planner.prepared.Costs`."""
+        return np.asarray(self._held_evenly(layouts).max(axis=0))
 
     def prepare(self, config: ParallelConfig, stages: Stages | None = None) -> Prepared | None:
         """The layout with the split that levels time, or the one given."""
-        layouts = Layouts.from_configs([config])
-        split = split_of(layouts, self.job, self._routed)
+        split = split_of(layouts := Layouts.from_configs([config]), self.job, self._routed)
         hw, late = self._machine_of(layouts), float(self._late(layouts))
         step = step_times(self._shape, split, hw, self._software, self._constants)
         if not self.model.num_moe_layers:  # what follows the layers is one of them

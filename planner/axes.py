@@ -21,6 +21,7 @@ from planner.schedules import allows_vpp
 from profiler.errors import UserError
 from profiler.job import JobSpec
 from profiler.model import ModelSpec
+from profiler.names import one_of
 
 V = TypeVar("V", bound=int | str)
 
@@ -209,13 +210,8 @@ def _divisors(n: int) -> tuple[int, ...]:
 def check_options(options: SearchOptions, model: ModelSpec) -> None:
     """Raise `UserError` for an axis or a value that does not exist, or a split that does not add
     up."""
-    for flag, chosen in (("--pin", options.pin), ("--forbid", options.forbid)):
-        for axis, values in chosen.items():
-            if axis not in AXES:
-                raise UserError(
-                    f"`{flag}` does not know axis `{axis}`", hint=f"axes: {', '.join(AXES)}"
-                )
-            _check_values(flag, axis, values)
+    check_axes("--pin", options.pin)
+    check_axes("--forbid", options.forbid)
     if "split" in options.forbid:
         raise UserError(
             "`--forbid` cannot take `split`", hint="pin another one with `--pin split=...`"
@@ -225,15 +221,30 @@ def check_options(options: SearchOptions, model: ModelSpec) -> None:
         _check_split(split, model)
 
 
+def check_axes(flag: str, chosen: Mapping[str, tuple[str, ...]]) -> None:
+    """Raise `UserError`, which names the flag, for an axis or a value that does not exist."""
+    for axis, values in chosen.items():
+        if axis not in AXES:
+            raise UserError(
+                f"`{flag}` does not know axis `{axis[:40]}`", hint=one_of(axis, AXES, "axes")
+            )
+        _check_values(flag, axis, values)
+
+
 def _check_values(flag: str, axis: str, values: tuple[str, ...]) -> None:
     names = NAME_AXES.get(axis)
     for value in values if axis != "split" else ():
         if names is not None and value not in names:
             raise UserError(
-                f"`{flag}` does not know {axis} `{value}`", hint=f"one of {', '.join(names)}"
+                f"`{flag}` does not know {axis} `{value[:40]}`", hint=one_of(value, names)
             )
-        if names is None and not (value.isascii() and value.isdigit() and value == value[:9]):
-            raise UserError(f"`{flag} {axis}={value}` is not a number", hint=f"like `{axis}=2`")
+        digits = value.isascii() and value.isdigit() and value == value[:9]
+        least = 0 if axis == "zero" else 1
+        if names is None and not (digits and int(value) >= least):
+            raise UserError(
+                f"`{flag} {axis}={value[:40]}` is no whole number from {least} on",
+                hint=f"like `{axis}=2`",
+            )
 
 
 def _check_split(split: tuple[str, ...], model: ModelSpec) -> None:

@@ -28,6 +28,8 @@ _ALONE = {
 """Rules that look at one axis alone."""
 _COMPONENTS = ("compute", "p2p", "collective", "idle")
 _SHOWN, _HOSTS = 3, 8
+_ROUNDING = 1e-9
+"""Share of a step that is no more than what sums of floats leave."""
 LITTLE = 0.005
 """Share of the step below which an order of hosts is no better than another."""
 
@@ -40,7 +42,7 @@ class Other:
     cost: float | None
     """Its best layout's step over the chosen one's, less 1; None where it has none."""
     why: str = ""
-    """Why there is none."""
+    """Why there is none; of a number of devices where the fewest are sought, what more would do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +128,10 @@ def shares(candidate: Candidate) -> dict[str, float]:
         name: getattr(e, f"{name}_s") for name in _COMPONENTS
     }
     total = sum(parts.values())
-    return {name: seconds / total for name, seconds in parts.items()} if total else {}
+    if not total:
+        return {}
+    each = {name: seconds / total for name, seconds in parts.items()}
+    return {name: share if share > _ROUNDING else 0.0 for name, share in each.items()}
 
 
 def compare(ours: Candidate, theirs: Candidate) -> dict[str, tuple[float, float]]:
@@ -138,7 +143,7 @@ def compare(ours: Candidate, theirs: Candidate) -> dict[str, tuple[float, float]
         pairs = {name: (a.terms.get(name, 0.0), b.terms.get(name, 0.0)) for name in names}
     else:
         pairs = {n: (getattr(a, f"{n}_s"), getattr(b, f"{n}_s")) for n in _COMPONENTS}
-    least = 1e-9 * a.step_s
+    least = _ROUNDING * a.step_s
     return {
         name: (x if x > least else 0.0, (x if abs(y - x) < least else y) if y > least else 0.0)
         for name, (x, y) in pairs.items()
@@ -153,7 +158,7 @@ def _others(plan: Plan, axis: str) -> tuple[Other, ...]:
     for value, step_s in plan.by_axis.get(axis, {}).items():
         known[value] = min(step_s, known.get(value, math.inf))
     others = [
-        Other(value=value, cost=step_s / base - 1)
+        Other(value=value, cost=step_s / base - 1, why=_of_devices(plan, axis, value, step_s))
         for value, step_s in known.items()
         if value != chosen
     ]
@@ -161,12 +166,24 @@ def _others(plan: Plan, axis: str) -> tuple[Other, ...]:
     return (*others[:_SHOWN], *_impossible(plan, axis, {chosen, *known}))
 
 
+def _of_devices(plan: Plan, axis: str, value: str, step_s: float) -> str:
+    """What another number of devices takes, where the fewest are sought: it is no better for being
+    faster."""
+    if axis != "devices" or plan.options.objective != "devices":
+        return ""
+    more = int(value) / plan.chosen.config.num_devices
+    step = step_s / plan.chosen.cost.step_s
+    return f"a step of {step:.1%} of the time, {step * more - 1:+.1%} device time per token"
+
+
 def _simulated(plan: Plan, axis: str) -> dict[str, float]:
     """Value -> step of the best layout with it among those that the plan shows; on other devices
     than the chosen one's, the step there that costs as much."""
     best: dict[str, float] = {}
+    number = plan.chosen.config.num_devices
+    apart = plan.options.objective == "devices" and axis != "devices"
     for candidate in (plan.chosen, *plan.alternatives, *plan.frontier):
-        if candidate.estimate is not None:
+        if candidate.estimate is not None and (candidate.config.num_devices == number or not apart):
             value = value_of(candidate.config, axis)
             cost = relative_cost(plan.options, plan.chosen, candidate) * plan.chosen.cost.step_s
             best[value] = min(cost, best.get(value, float("inf")))
@@ -248,7 +265,7 @@ def _proof(plan: Plan) -> tuple[str, ...]:
         lines.append(f"the step is {gap} above the lower bound of this layout")
     if plan.bound_s:
         gap = percent(max(0.0, e.step_s / plan.bound_s - 1))
-        lines.append(f"and {gap} above the lower bound of all layouts searched")
+        lines.append(f"it is {gap} above the lower bound of all layouts searched")
     if counts.enumerated:
         rejected = sum(counts.rejected.values())
         lines.append(

@@ -1,22 +1,25 @@
-"""Which ranks form which group: the two meshes of a layout as plain numbers.
+"""Which ranks form which group: the two meshes of a layout on the ranks that a plan gives them.
 
 With axes (pp, dp_replicate, dp_shard, cp, tp) of sizes (P, R, S, C, T), the logical number of a
 coordinate is row-major, `(((p*R + r)*S + s)*C + c)*T + t`, and its rank is
 `placement.ranks[number]`. The expert coordinate (edp, ep, etp) of a rank is row-major over the
-ranks of its pipeline rank, numbered without the pp axis. Groups are listed in coordinate order,
-which is the order their rings go round.
+ranks of its pipeline rank, numbered without the pp axis. Groups are those of `planner.mesh`, listed
+in coordinate order, which is the order their rings go round.
 """
 
-import functools
-from itertools import product
+from math import prod
 from typing import TypeVar
 
-from planner.config import EXPERT_ORDER, Axis, ExpertAxis, ParallelConfig, Placement
+import numpy as np
+
+from planner.config import Axis, ExpertAxis, ParallelConfig, Placement
+from planner.mesh import Mesh
 
 DATA_AXES: tuple[Axis, ...] = ("dp_replicate", "dp_shard", "cp")
 """Ranks along these hold equal weights (or shards of them) and see other tokens."""
 AnyAxis = Axis | ExpertAxis
 A = TypeVar("A", bound=str)
+Group = tuple[int, ...]
 
 
 class Grid:
@@ -37,8 +40,10 @@ class Grid:
             "etp": config.etp,
         }
         self.num_ranks = config.num_devices
+        self._mesh = Mesh.of(config)
         self._ranks = placement.ranks or tuple(range(self.num_ranks))
         self._numbers = {rank: number for number, rank in enumerate(self._ranks)}
+        self._groups: dict[tuple[AnyAxis, ...], dict[int, Group]] = {}
 
     def coordinate(self, rank: int) -> dict[Axis, int]:
         """Place of a rank on the attention mesh."""
@@ -46,45 +51,29 @@ class Grid:
 
     def rank(self, coordinate: dict[Axis, int]) -> int:
         """Rank at a place of the attention mesh."""
-        return self._ranks[_ravel(coordinate, self.sizes)]
+        place = tuple(coordinate[axis] for axis in self.sizes)
+        return self._ranks[int(np.ravel_multi_index(place, tuple(self.sizes.values())))]
 
     def expert_coordinate(self, rank: int) -> dict[ExpertAxis, int]:
         """Place of a rank on the expert mesh of its pipeline rank."""
-        return _unravel(self._inner(rank), self.expert_sizes)
+        inner = self._numbers[rank] % prod(self.expert_sizes.values())
+        return _unravel(inner, self.expert_sizes)
 
-    def _inner(self, rank: int) -> int:
-        """Number of a rank among those of its pipeline rank."""
-        return _ravel(self.coordinate(rank) | {"pp": 0}, self.sizes)
-
-    @functools.cached_property
-    def _of_stage(self) -> dict[int, list[int]]:
-        """Pipeline rank -> its ranks in the order of their inner numbers."""
-        found: dict[int, list[int]] = {}
-        for rank in self._ranks:
-            found.setdefault(self.coordinate(rank)["pp"], []).append(rank)
-        return {pp: sorted(ranks, key=self._inner) for pp, ranks in found.items()}
-
-    def group(self, rank: int, *axes: AnyAxis) -> tuple[int, ...]:
+    def group(self, rank: int, *axes: AnyAxis) -> Group:
         """Ranks that differ from `rank` along `axes` alone, in coordinate order; the axes are all
         of the attention mesh or all of the expert mesh."""
-        if set(axes) <= set(EXPERT_ORDER):
-            own = self.expert_coordinate(rank)
-            members = self._of_stage[self.coordinate(rank)["pp"]]
-            places = _varied(own, self.expert_sizes, axes)
-            return tuple(members[_ravel(place, self.expert_sizes)] for place in places)
-        coordinate = self.coordinate(rank)
-        return tuple(self.rank(place) for place in _varied(coordinate, self.sizes, axes))
+        return self._of_ranks(axes)[rank]
 
-    def groups(self, *axes: AnyAxis) -> tuple[tuple[int, ...], ...]:
+    def groups(self, *axes: AnyAxis) -> tuple[Group, ...]:
         """All groups along `axes`, each once, in the order of their first members' numbers."""
-        return tuple(dict.fromkeys(self.group(rank, *axes) for rank in self._ranks))
+        return tuple(dict.fromkeys(self._of_ranks(axes).values()))
 
-
-def _ravel(coordinate: dict[A, int], sizes: dict[A, int]) -> int:
-    number = 0
-    for axis, size in sizes.items():
-        number = number * size + coordinate[axis]
-    return number
+    def _of_ranks(self, axes: tuple[AnyAxis, ...]) -> dict[int, Group]:
+        """Rank -> its group, in the order of `groups`."""
+        if axes not in self._groups:
+            table = np.array(self._ranks)[self._mesh.along(*axes)].tolist()
+            self._groups[axes] = {rank: tuple(row) for row in table for rank in row}
+        return self._groups[axes]
 
 
 def _unravel(number: int, sizes: dict[A, int]) -> dict[A, int]:
@@ -92,11 +81,3 @@ def _unravel(number: int, sizes: dict[A, int]) -> dict[A, int]:
     for axis in reversed(sizes):
         number, coordinate[axis] = divmod(number, sizes[axis])
     return {axis: coordinate[axis] for axis in sizes}
-
-
-def _varied(
-    own: dict[A, int], sizes: dict[A, int], axes: tuple[AnyAxis, ...]
-) -> list[dict[A, int]]:
-    """Coordinates that run over `axes` and stay at `own` along the others, row-major."""
-    ranges = [range(size) if a in axes else [own[a]] for a, size in sizes.items()]
-    return [dict(zip(sizes, place, strict=True)) for place in product(*ranges)]

@@ -103,8 +103,13 @@ def _schedule(plan: Plan) -> str | None:
     config = plan.chosen.config
     if config.pp == 1:
         return None
-    activations = gib(_fullest(plan).activation_bytes)
-    return f"keeps {activations} of activations{_exposed(plan, 'bubble', 'waiting takes')}"
+    kept = _fullest(plan).activation_bytes
+    held = (
+        f"keeps {gib(kept)} of activations"
+        if kept
+        else "memory peaks in the update, when no activations are left"
+    )
+    return f"{held}{_exposed(plan, 'bubble', 'waiting takes')}"
 
 
 def _vpp(plan: Plan) -> str | None:
@@ -211,17 +216,20 @@ def _ep_overlap(plan: Plan) -> str | None:
 
 def _mbs(plan: Plan) -> str:
     num = plan.chosen.config.num_microbatches(plan.job)
-    kept = gib(_fullest(plan).activation_bytes)
-    return f"{num:,} per replica and step; {kept} of activations on the fullest stage"
+    kept = _fullest(plan).activation_bytes
+    held = f"; {gib(kept)} of activations on the fullest stage" if kept else ""
+    return f"{num:,} per replica and step{held}"
 
 
 def _recompute(plan: Plan) -> str:
     config = plan.chosen.config
-    kept = gib(_fullest(plan).activation_bytes)
+    kept = _fullest(plan).activation_bytes
     if config.recompute == "none":
-        return f"activations fit as they are: {kept} on the fullest stage"
+        held = f": {gib(kept)} on the fullest stage" if kept else ""
+        return f"activations fit as they are{held}"
     saved = "forward of each layer" if config.recompute == "full" else "attention"
-    return f"{saved} runs again, {kept} stay{_exposed(plan, 'recompute', 'takes')}"
+    stay = f", {gib(kept)} stay" if kept else ""
+    return f"{saved} runs again{stay}{_exposed(plan, 'recompute', 'takes')}"
 
 
 def _offload(plan: Plan) -> str | None:

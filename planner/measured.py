@@ -23,7 +23,8 @@ from planner.config import ParallelConfig, Placement
 from planner.layouts import Layouts
 from planner.measured_memory import GradPart, MeasuredMemory, is_layer
 from planner.placed import WORTH, Hosts, Network, Nodes, named
-from planner.prepared import Prepared, Screened
+from planner.plan import StageMemory
+from planner.prepared import Floats, Prepared, Screened
 from planner.rules import ConfigRule
 from planner.sharing_curves import sharing_curves, sharing_of
 from planner.simulate import Program, simulate
@@ -261,9 +262,14 @@ class MeasuredCosts:
             self._splits[key] = partition(np.array(times), config.pp, caps, scale).value
         return self._splits[key]
 
-    def least_peak(self, config: ParallelConfig) -> int:
-        """Peak bytes of the fullest rank when the layers are split for memory alone."""
-        return self._room.least_peak(config, self.chain(config))
+    def least_memory(self, config: ParallelConfig) -> StageMemory:
+        """Of the fullest rank when the layers are split for memory alone."""
+        return self._room.least_memory(config, self.chain(config))
+
+    def least_peaks(self, layouts: Layouts) -> Floats:
+        """See `planner.prepared.Costs`."""
+        peaks = [self.least_memory(config).total_bytes for config in layouts.configs()]
+        return np.array(peaks, dtype=np.float64)
 
     def _backward(self, config: ParallelConfig, block: int, cost: BlockCost) -> float:
         again = config.recompute == "full" and is_layer(self.model, block)

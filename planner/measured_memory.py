@@ -47,8 +47,8 @@ class MeasuredMemory:
         room = [capacity_bytes - self._buffers(config, s) for s in range(config.pp)]
         return memory_caps(self.job, self._blocks(config, chain), self.flights(config), room)
 
-    def least_peak(self, config: ParallelConfig, chain: Sequence[BlockCost]) -> int:
-        """Peak bytes of the fullest rank when the layers are split for memory alone."""
+    def least_memory(self, config: ParallelConfig, chain: Sequence[BlockCost]) -> StageMemory:
+        """Of the fullest rank when the layers are split for memory alone."""
         per_param = OPTIMIZER_BYTES[self.job.precision] + WEIGHT_BYTES[self.job.precision]
         per_param += GRAD_BYTES[self.job.precision]
         blocks = self._blocks(config, chain)
@@ -56,7 +56,7 @@ class MeasuredMemory:
         stages = partition(np.array(held, dtype=float), config.pp).value
         if stages is None:
             raise ValueError(f"{config.pp} stages for {len(chain)} blocks")
-        return max(m.total_bytes for m in self.stages(config, chain, stages))
+        return max(self.stages(config, chain, stages), key=lambda m: m.total_bytes)
 
     def flights(self, config: ParallelConfig) -> Flights:
         """Micro-batches in flight per stage."""

@@ -1,8 +1,9 @@
 """The ranks of a mesh of parallel axes, the groups along each, and which ranks send to which.
 
 Ranks are row-major over the axes, the outermost first. Experts are spread over the ranks of a
-pipeline rank as (edp, ep, etp), row-major too (folding, Liu et al. 2025, arXiv:2504.14960).
-`planner.grid` says the same of a plan with ranks anywhere; here the order of axes is free.
+pipeline rank as (edp, ep, etp), row-major too (folding, Liu et al. 2025, arXiv:2504.14960). The
+order of axes is free: `planner.mapping` takes the user's. `planner.grid` puts the mesh of a plan on
+its ranks.
 """
 
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from math import prod
 
 import numpy as np
 
-from planner.config import AXIS_ORDER, ParallelConfig
+from planner.config import AXIS_ORDER, EXPERT_ORDER, ParallelConfig
 from planner.traffic import Traffic
 from solvers.mapping_problem import Ints
 
@@ -38,21 +39,23 @@ class Mesh:
         """Of the whole mesh."""
         return prod(self.axes.values())
 
-    def groups(self, axis: str) -> Ints:
-        """Ranks of each group along an axis of `Traffic`, [groups, ranks], in coordinate order."""
-        names, sizes = list(self.axes), list(self.axes.values())
-        ranks = np.arange(self.num_ranks).reshape(sizes)
-        if axis in ("ep", "edp"):
+    def along(self, *axes: str) -> Ints:
+        """Groups of ranks that differ along the given axes alone, [groups, ranks]: members in
+        coordinate order, groups in that of their first members. The axes are all of the attention
+        mesh or all of the experts'; those that the mesh lacks have size 1."""
+        names, ranks = list(self.axes), np.arange(self.num_ranks).reshape([*self.axes.values()])
+        if axes and set(axes) <= set(EXPERT_ORDER):
             if "pp" in names:
                 ranks = np.moveaxis(ranks, names.index("pp"), 0)
-            stages = self.axes.get("pp", 1)
-            experts = ranks.reshape(stages, -1, self.ep, self.etp)
-            moved = np.moveaxis(experts, 2 if axis == "ep" else 1, -1)
-            return moved.reshape(-1, moved.shape[-1])
-        parts = _PARTS.get(axis, (axis,))
-        own = [k for k, name in enumerate(names) if name in parts]
-        moved = np.moveaxis(ranks, own, range(-len(own), 0))
-        return np.asarray(moved.reshape(-1, prod(sizes[k] for k in own)))
+            names = ["pp", *EXPERT_ORDER]
+            ranks = ranks.reshape(self.axes.get("pp", 1), -1, self.ep, self.etp)
+        own = [k for k, name in enumerate(names) if name in axes]
+        size = prod(ranks.shape[k] for k in own)
+        return np.asarray(np.moveaxis(ranks, own, range(-len(own), 0)).reshape(-1, size))
+
+    def groups(self, axis: str) -> Ints:
+        """Ranks of each group along an axis of `Traffic`, as `along`."""
+        return self.along(*_PARTS.get(axis, (axis,)))
 
 
 def hops(axis: Traffic, groups: Ints) -> tuple[Ints, Ints]:

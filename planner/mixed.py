@@ -24,13 +24,14 @@ from planner.axes import pinned_stages
 from planner.config import ParallelConfig
 from planner.cost import slowest
 from planner.estimate import estimate
+from planner.misses import nothing_fits
 from planner.mixed_costs import MixedCosts
 from planner.mixed_screen import Screened, screen
 from planner.objective import order_of, price_of
 from planner.plan import Candidate, Plan, SearchCounts, SearchOptions, plan_id
 from planner.prepared import Prepared
 from planner.screening import Found
-from planner.search import counts_of, find, nothing_fits
+from planner.search import counts_of, find
 from planner.simulate import simulate
 from planner.space import MEMORY_RULE
 from planner.where import starts_of

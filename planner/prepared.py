@@ -95,8 +95,11 @@ class Costs(Inputs, Protocol):
     def prepare(self, config: ParallelConfig, stages: Stages | None = None) -> Prepared | None:
         """The layout with its best split, or the one given; None where none fits memory."""
 
-    def least_peak(self, config: ParallelConfig) -> int:
-        """Peak bytes of the fullest rank when the layers are split for memory alone."""
+    def least_memory(self, config: ParallelConfig) -> StageMemory:
+        """Of the fullest rank when the layers are split for memory alone."""
+
+    def least_peaks(self, layouts: Layouts) -> Floats:
+        """Bytes of `least_memory` of each."""
 
     def covers(self, config: ParallelConfig, placement: Placement) -> bool:
         """The layout can be priced."""

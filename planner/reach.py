@@ -7,11 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.config import ParallelConfig, Placement
+from planner.mesh import Mesh
 from profiler.cluster import NodeGroup
 
 Ranks = NDArray[Any]
-_ATTENTION = ("pp", "dp_replicate", "dp_shard", "cp", "tp")
-_EXPERT = ("pp", "edp", "ep", "etp")
 _MEMBERS: dict[str, tuple[str, ...]] = {
     "tp": ("tp",),
     "cp": ("cp",),
@@ -46,12 +45,7 @@ class Reach:
 def reach_of(config: ParallelConfig, placement: Placement, group: NodeGroup, axis: str) -> Reach:
     """Groups of `axis` (`tp`, `cp`, `ep`, `etp`, `dp`, `shard`, `dp_replicate`, `pp`)."""
     ranks = np.array(placement.ranks or range(config.num_devices))
-    names = _EXPERT if axis in ("ep", "etp") else _ATTENTION
-    grid = ranks.reshape([getattr(config, name) for name in names])
-    members = [names.index(name) for name in _MEMBERS[axis]]
-    moved = np.moveaxis(grid, members, range(len(names) - len(members), len(names)))
-    size = int(np.prod([grid.shape[k] for k in members]))
-    groups = moved.reshape(-1, size)
+    groups = ranks[Mesh.of(config).along(*_MEMBERS[axis])]
     return Reach(
         axis=axis,
         groups=groups,

@@ -21,14 +21,14 @@ from planner.axes import check_options, pinned_stages
 from planner.config import ParallelConfig
 from planner.cost import cost_model, in_order_s
 from planner.estimate import estimate
-from planner.impossible import impossible_pins
 from planner.layouts import NAMES
+from planner.misses import nothing_fits
 from planner.objective import check_devices, numbers_of_devices, order_of
 from planner.plan import Candidate, Plan, SearchCounts, SearchOptions, plan_id
 from planner.prepared import Costs, Prepared
-from planner.screening import WIDE, Found, chunks_of, code_of, screen_all
+from planner.screening import WIDE, Found, code_of, screen_all
 from planner.simulate import simulate
-from planner.space import MEMORY_RULE, SENTENCES
+from planner.space import MEMORY_RULE
 from profiler.codec import replace
 from profiler.errors import UserError
 from profiler.job import JobSpec
@@ -36,7 +36,6 @@ from profiler.model import ModelSpec
 from profiler.profile import Profile
 
 MOST_SIMULATED = 200
-_GIB = 2**30
 
 
 def make_plan(model: ModelSpec, job: JobSpec, profile: Profile, options: SearchOptions) -> Plan:
@@ -276,59 +275,3 @@ def _frontier(
         ):
             front.append(estimate(costs, each.prepared))
     return tuple(front[:8])
-
-
-_NO_VALUES = (
-    "no layout has the values asked for: degrees multiply to the number of devices, replicas and "
-    "micro-batch divide the global batch"
-)
-
-
-def nothing_fits(costs: Costs, founds: Sequence[Found], options: SearchOptions) -> UserError:
-    """Names the closest miss in memory, or the rules that left nothing."""
-    name, most = costs.model.name, founds[-1].num_devices
-    where = f"{most} x {costs.node.device.name}"
-    if not any(f.unfit[MEMORY_RULE] for f in founds):
-        broken = _sum([f.broken for f in founds]).most_common()
-        rules = [f"{n:,} layouts: {SENTENCES[rule]} ({rule})" for rule, n in broken]
-        sizes = [f.num_devices for f in founds]
-        pinned = impossible_pins(costs.model, costs.job, options, sizes)
-        return UserError(
-            f"no layout of `{name}` on {where} is possible",
-            details=tuple(rules) or pinned or (_NO_VALUES,),
-            hint="change `--global-batch` or `--seq-len`, or pin less",
-            kind="infeasible",
-        )
-    unfit = max(f.num_devices for f in founds if f.unfit[MEMORY_RULE])
-    closest, needed = _closest(costs, options, unfit)
-    details = (
-        f"closest: {closest.label} {closest.schedule} needs {needed / _GIB:.1f} GiB on its fullest "
-        f"device (limit {costs.capacity_bytes / _GIB:.1f} GiB, "
-        f"{costs.job.memory_reserve:.0%} of the device kept free)",
-    )
-    return UserError(
-        f"no layout of `{name}` fits on {where}",
-        details=details,
-        hint="take more devices or ones with more memory; a smaller `--seq-len` saves activations",
-        kind="infeasible",
-    )
-
-
-def _closest(costs: Costs, options: SearchOptions, num_devices: int) -> tuple[ParallelConfig, int]:
-    """The layout of so many devices that needs least memory, though it does not fit."""
-    pins: dict[str, tuple[str, ...]] = {"mbs": ("1",), "recompute": ("full",)}
-    best: tuple[int, ParallelConfig] | None = None
-    narrowed = replace(options, pin={**pins, **options.pin})
-    for chunk in chunks_of(costs, narrowed, num_devices, Counter()):
-        step = max(1, len(chunk) // 400)
-        for position in range(0, len(chunk), step):
-            config = chunk.config(position)
-            needed = costs.least_peak(config)
-            if best is None or needed < best[0]:
-                best = (needed, config)
-    if best is None:  # pins leave neither one sequence nor full recomputation
-        for chunk in chunks_of(costs, options, num_devices, Counter()):
-            config = chunk.config(0)
-            return config, costs.least_peak(config)
-        raise ValueError("a layout was rejected for memory, yet none is valid")
-    return best[1], best[0]

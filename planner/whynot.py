@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
+from planner.axes import check_axes
 from planner.objective import numbers_of_devices
 from planner.plan import Candidate, Plan, SearchOptions
 from planner.space import RULES, SENTENCES, enumerate_layouts
@@ -39,6 +40,7 @@ def why_not(plan: Plan, pins: Pins) -> Answer:
     """
     from planner.search import make_plan  # here: texts about an answer need none
 
+    check_axes("--not", {axis: values for axis, values in pins.items() if axis != "devices"})
     options, dropped = _options(plan.options, pins)
     try:
         best = make_plan(plan.model, plan.job, plan.profile, options).chosen
@@ -61,6 +63,15 @@ def why_not(plan: Plan, pins: Pins) -> Answer:
 
 def _options(own: SearchOptions, pins: Pins) -> tuple[SearchOptions, tuple[str, ...]]:
     """The plan's narrowing with the pins before it, and what of it had to go."""
+    if "devices" in pins:
+        numbers = pins["devices"]
+        if not all(n.isascii() and n.isdigit() and len(n) < 10 and int(n) for n in numbers):
+            raise UserError(
+                f"`--not devices={','.join(numbers)[:40]}` is no number of devices",
+                hint="like `devices=16`",
+            )
+        own = replace(own, devices=tuple(sorted({int(n) for n in numbers})))
+        pins = {axis: values for axis, values in pins.items() if axis != "devices"}
     dropped = [
         f"--pin {axis}={','.join(own.pin[axis])}"
         for axis in pins

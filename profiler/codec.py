@@ -10,7 +10,6 @@ reads a string), a key given twice is an error, and anchors and tags are refused
 """
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import types
@@ -18,7 +17,8 @@ import typing
 from pathlib import Path
 from typing import Any, TypeVar, dataclass_transform
 
-from profiler.errors import UserError
+from profiler.errors import UserError, other_kind
+from profiler.names import one_of
 from profiler.yaml_nodes import Lines, json_lines, parse_yaml
 
 if typing.TYPE_CHECKING:
@@ -138,6 +138,8 @@ def parse_json(text: str, name: str, *, constants: bool = False) -> Any:
     except UserError as e:
         raise UserError(e.message, place=name) from None
     except json.JSONDecodeError as e:
+        if not text.strip():
+            raise UserError("the file is empty", place=name) from None
         hint = "the file is cut off" if e.pos >= len(text.rstrip()) else None
         raise UserError(
             f"not JSON: {e.msg.lower()}", place=f"{name}:{e.lineno}", hint=hint
@@ -194,9 +196,7 @@ def _explain(
     place = place_of(loc, name, lines, text)
     if first["type"] in _KEY_ERRORS:
         key, known = str(loc[-1]), _fields_at(cls, loc[:-1])
-        near = difflib.get_close_matches(key, known, n=1)
-        hint = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(known)}"
-        return UserError(f"unknown key `{key}`", hint=hint, place=place)
+        return UserError(f"unknown key `{key}`", hint=one_of(key, known, "known keys"), place=place)
     where = ".".join(str(p) for p in loc)
     if first["type"] == "missing":
         return UserError(f"key `{where}` is missing", place=place)
@@ -256,7 +256,7 @@ def decode_artifact(
     if not isinstance(tree, dict) or any(not isinstance(tree.get(k), str) for k in _HEADER):
         raise UserError(f"not a Meshwright {kind} file", hint=f"{made} writes one", place=name)
     if tree["kind"] != kind:
-        raise UserError(f"this is a `{tree['kind'][:40]}` file, not a `{kind}` file", place=name)
+        raise other_kind(tree["kind"], kind, name)
     newer = _newer_minor(tree["format_version"], version, kind, name)
     if newer:
         tree = _without_unknown(cls, tree)

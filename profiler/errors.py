@@ -18,6 +18,14 @@ def _one_line(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+def other_kind(found: object, wanted: str, place: str) -> "UserError":
+    """The error for one of our files where another kind is wanted."""
+    article = "an" if wanted[:1] in "aeiou" else "a"
+    return UserError(
+        f"this is a `{str(found)[:40]}` file, not {article} `{wanted}` file", place=place
+    )
+
+
 class UserError(Exception):
     """A failure with a message for the user, a place where there is one, and a way out.
 

@@ -8,7 +8,6 @@ shape are passed over. What would change the count of parameters or FLOPs and is
 read.
 """
 
-import difflib
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -17,6 +16,7 @@ from profiler.errors import UserError
 from profiler.hf_families import dense, gpt, llama, mla, moe
 from profiler.hf_families.base import FaultyKeyError, Reader
 from profiler.model import Family, ModelSpec
+from profiler.names import did_you_mean
 from profiler.yaml_nodes import Lines, json_lines
 
 FILE_NAME = "config.json"
@@ -110,10 +110,9 @@ def _family(tree: dict[str, Any], place: str, lines: Lines | None, text: str | N
         return cast(Family, found)
     known = (*FAMILIES, *TEXT_PARTS)
     shown = str(found)[:40]
-    near = difflib.get_close_matches(shown, known, n=1)
-    asked = f"; did you mean `{near[0]}`?" if near else ""
+    asked = did_you_mean(shown, known)
     raise UserError(
         f"model type `{shown}` is not supported",
-        hint=f"supported: {', '.join(known)}{asked}",
+        hint=f"supported: {', '.join(known)}{f'; {asked}' if asked else ''}",
         place=place_of(("model_type",), place, lines or {}, text),
     )

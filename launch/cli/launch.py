@@ -188,7 +188,7 @@ def _show(
     """What would run, on stdout; with `prepare` in a run's folder too."""
     from launch.apply import checked, make_run_dir
     from launch.artifact import read_plan, write_atomic
-    from launch.framework.native import check_runnable
+    from launch.framework.native import check_runnable, places_of_nodes
     from launch.scheduler.base import Job
     from profiler.codec import canonical, to_plain
 
@@ -222,7 +222,8 @@ def _show(
     typer.echo(canonical(document) if as_json else shown, nl=False)
     if scheduler.name == "local" and "$HEAD_NODE" in shown:
         rank = " and NODE_RANK to its place" if "$NODE_RANK" in shown else ""
-        note(f"Start it on every node, with HEAD_NODE set to the first one's name{rank}")
+        places = places_of_nodes(content)
+        note(f"Start it on every node, with HEAD_NODE set to the first one's name{rank}{places}")
 
 
 def _launch(

@@ -164,7 +164,7 @@ def run(
         _print(result)
     note(f"Saved the plan to: `{out}`")
     if not as_json and _runnable(result):
-        say(f"\nTo run it:\n    meshwright launch {out}")
+        say(f"\nTo run it:\n    meshwright launch {out}{_where(result)}")
     return Exit.OK
 
 
@@ -173,11 +173,15 @@ def _searched(
     routed: "Routing | None", redundant: int,
 ) -> "Plan":  # fmt: skip
     """The best layout, experts placed by recorded routing where there is some."""
+    from planner.remedies import with_remedy
     from planner.search import make_plan
 
-    if routed is None:
-        return make_plan(spec, job, facts, options)
-    return routed_plan(spec, job, facts, options, routed, redundant)
+    try:
+        if routed is None:
+            return make_plan(spec, job, facts, options)
+        return routed_plan(spec, job, facts, options, routed, redundant)
+    except UserError as e:
+        raise with_remedy(e, spec, job, facts, options) from None
 
 
 def _typed(ctx: typer.Context) -> dict[str, Any]:
@@ -198,6 +202,13 @@ def _runnable(plan: "Plan") -> bool:
     except UserError:
         return False
     return True
+
+
+def _where(plan: "Plan") -> str:
+    """What `launch` is to be told of several nodes."""
+    from launch.framework.native import nodes_of
+
+    return " --on ssh --hosts FILE    # or --on slurm" if len(set(nodes_of(plan))) > 1 else ""
 
 
 def _check_out(out: Path) -> None:

@@ -1,6 +1,7 @@
 """`meshwright profile --links`: the links between hosts, measured or read, with what stands out."""
 
 import contextlib
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -187,4 +188,6 @@ def say_findings(findings: "tuple[Finding, ...]") -> None:
         return
     say(f"\n{len(findings)} finding{'s' if len(findings) > 1 else ''}:")
     for finding in findings:
-        say(f"  {finding.message}\n    {finding.advice}")
+        for text, indent in ((finding.message, 2), (finding.advice, 4)):
+            for line in textwrap.wrap(text, 80 - indent, break_on_hyphens=False):
+                say(" " * indent + line)

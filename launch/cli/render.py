@@ -18,9 +18,11 @@ _BAR, _HOSTS = 24, 16
 
 
 def seconds(value: float) -> str:
-    """Four significant digits, in s or ms."""
+    """Four significant digits, in s or ms; whole seconds from 10,000 on."""
     if value and abs(value) < 0.1:
         return f"{value * 1e3:.3g} ms"
+    if abs(value) >= 9999.5:
+        return f"{value:,.0f} s"
     return f"{value:.4g} s"
 
 
@@ -70,24 +72,40 @@ def considered(plan: Plan) -> str:
 def table(plan: Plan) -> list[str]:
     """The chosen layout and the alternatives, the best first."""
     shown = (plan.chosen, *plan.alternatives)
-    counted = plan.options.objective != "step" or any(idle(plan, c) for c in shown)
-    width = 30 if counted else 39
-    heads = f"{'devices':>9}" if counted else ""
+    counted = counts_devices(plan)
+    used = [devices_word(plan, c) for c in shown] if counted else []
+    column = max((9, *(len(word) + 2 for word in used))) if counted else 0
+    width = 39 - column
+    heads = f"{'devices':>{column}}" if counted else ""
     lines = [f"     {'layout':<{width}}{heads}{'step':>10}{'MFU':>7}{'peak':>10}{'vs best':>9}"]
     for i, c in enumerate(shown):
-        versus = "chosen" if i == 0 else _versus(plan, c)
+        more_s = "chosen" if i == 0 else versus(plan, c)
         label = f"{c.config.label} {c.config.schedule}"
         first, *more = textwrap.wrap(label, width - 1, break_on_hyphens=False)
-        num = f"{c.config.num_devices:>9,}" if counted else ""
+        num = f"{used[i]:>{column}}" if counted else ""
         lines.append(
             f" {'✔' if i == 0 else ' '}   {first:<{width}}{num}{seconds(c.cost.step_s):>10}"
-            f"{c.cost.mfu:>7.1%}{size(c.cost.peak_bytes):>10}{versus:>9}"
+            f"{c.cost.mfu:>7.1%}{size(c.cost.peak_bytes):>10}{more_s:>9}"
         )
         lines += [f"       {line}" for line in more]
     return lines
 
 
-def _versus(plan: Plan, other: Candidate) -> str:
+def counts_devices(plan: Plan) -> bool:
+    """Whether tables of layouts say how many devices each uses."""
+    shown = (plan.chosen, *plan.alternatives)
+    return plan.options.objective != "step" or any(idle(plan, c) for c in shown)
+
+
+def devices_word(plan: Plan, candidate: Candidate) -> str:
+    """How many devices work; of unlike nodes, `8+4`: of each kind, in the cluster's order."""
+    if len(plan.cluster.groups) == 1:
+        return f"{candidate.config.num_devices:,}"
+    used = used_of_groups(plan.cluster, candidate.config, candidate.placement)
+    return "+".join(f"{n:,}" for n in used)
+
+
+def versus(plan: Plan, other: Candidate) -> str:
     """How much worse than the chosen layout; where fewest devices are sought, by their number."""
     more = other.config.num_devices - plan.chosen.config.num_devices
     if plan.options.objective == "devices" and more:

@@ -39,7 +39,8 @@ def memory_lines(plan: Plan) -> list[str]:
             rooms[number] - memory.total_bytes,
         ]
         lines.append(f"stage {number:<2}" + "".join(f"{v / scale:>9.1f}" for v in values))
-    limits = " or ".join(f"{gib(c * (1 - reserve))} of {gib(c)}" for c in sorted(set(rooms)))
+    each = (f"{gib(c * (1 - reserve))} of {gib(c)}" for c in sorted(set(rooms)))
+    limits = " or ".join(dict.fromkeys(each))
     lines += ["", f"Limit {limits}: {reserve:.0%} of a device stays free"]
     return lines
 

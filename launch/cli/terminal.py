@@ -54,6 +54,7 @@ class Progress:
         self._first_done: int | None = None
         self._every_s = every_s
         self._open_line = False
+        self._text = ""
 
     def __call__(self, done: int, total: int, label: str) -> None:
         """Show that `done` of `total` pieces are finished and `label` is under way."""
@@ -67,7 +68,10 @@ class Progress:
         made = done - self._first_done
         left = (now - self._begin) / made * (total - done) if made else None
         time_left = f", about {left:.0f} s left" if left is not None and done < total else ""
-        text = f"[{done}/{total}] {label}{time_left}"
+        text = f"[{done}/{total}] {label}{time_left}".rstrip()
+        if not terminal and text == self._text:  # the end is told once
+            return
+        self._text = text
         if terminal:
             sys.stderr.write(f"\r\x1b[K{text[:79]}")
             self._open_line = True

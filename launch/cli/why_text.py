@@ -4,6 +4,7 @@ import textwrap
 
 from launch.cli.render import seconds, size
 from planner.explain import Explanation, Other, Reason, compare
+from planner.objective import relative_cost
 from planner.plan import Candidate, Plan
 from planner.whynot import Answer, sentence
 from planner.wording import percent
@@ -33,8 +34,8 @@ def others_words(reason: Reason) -> str:
     """`instead 4: +3.1%, 2: +9.0%; 16: no layout fits`."""
     if reason.pinned and not reason.others:
         return "the only value that --pin allows"
-    cost = [other_words(o) for o in reason.others if o.cost is not None]
-    none = [f"{o.value}: {o.why}" for o in reason.others if o.cost is None]
+    cost = [other_words(o) for o in reason.others if not o.why]
+    none = [f"{o.value}: {o.why}" for o in reason.others if o.why]
     parts = [*(["instead " + ", ".join(cost)] if cost else []), *none]
     return "; ".join(parts)
 
@@ -77,7 +78,7 @@ def answer_lines(plan: Plan, answer: Answer) -> list[str]:
     return [
         *lines,
         "",
-        *_verdict(plan.chosen, answer.best),
+        *_verdict(plan, answer.best),
         "",
         *split_pair(plan.chosen, answer.best),
     ]
@@ -99,8 +100,11 @@ def _rows(named: list[tuple[str, Candidate]], base: float | None) -> list[str]:
     return lines
 
 
-def _verdict(chosen: Candidate, other: Candidate) -> list[str]:
-    """Slower by how much, and which term is most of it."""
+def _verdict(plan: Plan, other: Candidate) -> list[str]:
+    """Slower by how much, and which term is most of it; on other devices, what that is worth."""
+    chosen = plan.chosen
+    if other.config.num_devices != chosen.config.num_devices:
+        return _on_other_devices(plan, other)
     by = other.cost.step_s / chosen.cost.step_s - 1
     differences = {name: b - a for name, (a, b) in compare(chosen, other).items()}
     if abs(by) < 0.0005:
@@ -116,6 +120,22 @@ def _verdict(chosen: Candidate, other: Candidate) -> list[str]:
     if by < 0:
         lines.append("The plan did not search where this layout is")
     return lines
+
+
+def _on_other_devices(plan: Plan, other: Candidate) -> list[str]:
+    """Numbers of devices side by side, by what the plan makes least."""
+    ours, theirs = plan.chosen.config.num_devices, other.config.num_devices
+    step = other.cost.step_s / plan.chosen.cost.step_s
+    lines = [
+        f"On {theirs:,} devices, the chosen one on {ours:,}: a step takes {step - 1:+.1%}, "
+        f"device time per token {step * theirs / ours - 1:+.1%}"
+    ]
+    if plan.options.objective == "devices" and theirs > ours:
+        lines.append("The plan uses the fewest devices on which any layout fits")
+    elif plan.options.objective == "cost":
+        more = relative_cost(plan.options, plan.chosen, other) - 1
+        lines.append(f"The plan seeks the least cost per token: {more:+.1%}")
+    return [part for line in lines for part in textwrap.wrap(line, WIDTH)]
 
 
 def split_pair(chosen: Candidate, other: Candidate) -> list[str]:

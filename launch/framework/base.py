@@ -137,16 +137,28 @@ def script(plan: Plan, emitted: Emitted) -> str:
 
 def _interface(plan: Plan) -> list[str]:
     """Lines that keep the ranks' sockets, and NCCL's first messages, to the plan's interface of
-    their node: nodes are counted by NODE_RANK, or by Slurm's tasks where it starts one on each."""
+    their node.
+
+    The node is the one that torchrun is told, else NODE_RANK, else that of RANK where each rank is
+    started by itself. A script that is told nothing of it ends: no launcher's own numbering of
+    hosts is the plan's.
+    """
     names = plan.chosen.placement.interfaces
     if not names:
         return []
     if len(set(names)) == 1:
         return [f"export NCCL_SOCKET_IFNAME={shlex.quote(names[0])}"
                 f" GLOO_SOCKET_IFNAME={shlex.quote(names[0])}"]  # fmt: skip
-    own = '"${INTERFACES[${NODE_RANK:-${SLURM_PROCID:-0}}]}"'
+    of_ranks = nodes_of_ranks(plan.cluster, plan.chosen.config, plan.chosen.placement)
+    order = list(dict.fromkeys(of_ranks))
+    own = '"${INTERFACES[node]}"'
     return [
-        f"INTERFACES=({' '.join(map(shlex.quote, names))})",
+        f"INTERFACES=({' '.join(map(shlex.quote, names))})  # of the nodes",
+        f"NODE_OF=({' '.join(str(order.index(node)) for node in of_ranks)})  # each rank",
+        'node="${NODE_RANK:-}"',
+        'for word; do case "$word" in --node[-_]rank=*) node="${word#*=}" ;; esac; done',
+        '[ -n "$node" ] || node="${RANK:+${NODE_OF[RANK]}}"',
+        "[ -n \"$node\" ] || { echo 'set NODE_RANK: the place of this node' >&2; exit 2; }",
         f"export NCCL_SOCKET_IFNAME={own} GLOO_SOCKET_IFNAME={own}",
     ]
 

@@ -25,6 +25,7 @@ from launch.framework.native import (
     RankProgram,
     agents_of,
     nodes_of,
+    places_of_nodes,
     shell_words,
     torchrun,
 )
@@ -92,7 +93,9 @@ def write(
             emitted=emitted,
             files=files,
             command=f"bash {SCRIPT_NAME}" if emitted.starts_ranks else _on_each_node(ordered),
-            where=" on every node, with HEAD_NODE and NODE_RANK" if several else "",
+            where=f" on every node, with HEAD_NODE and NODE_RANK{places_of_nodes(ordered)}"
+            if several
+            else "",
         )
     path = str(folder / SCRIPT_NAME)
     program = RankProgram(

@@ -114,6 +114,37 @@ def agents_of(plan: Plan) -> tuple[Agent, ...]:
     return tuple(agents)
 
 
+_MOST_NAMED = 16
+
+
+def places_of_nodes(plan: Plan) -> str:
+    """` (0: host3, 1: host0)`: which node has which place in the order of ranks, for people who
+    start each themselves; empty where that is the cluster's order of alike nodes."""
+    order = list(dict.fromkeys(nodes_of(plan)))
+    each = [group.device.name for group in plan.cluster.groups for _ in range(group.num_nodes)]
+    if order == list(range(len(order))) and len({each[node] for node in order}) == 1:
+        return ""
+    links = plan.profile.links
+    names = [
+        links.hosts[node] if links else f"node {node + 1} of the cluster, {each[node]}"
+        for node in order
+    ]
+    shown = [f"{place}: {name}" for place, name in enumerate(names[:_MOST_NAMED])]
+    return f" ({'; '.join(shown)}{'; ...' if len(names) > _MOST_NAMED else ''})"
+
+
+def check_alike(plan: Plan, who: str, hint: str) -> None:
+    """Raise `UserError` where ranks sit on several kinds of node, of which `who` cannot choose."""
+    each = [group for group in plan.cluster.groups for _ in range(group.num_nodes)]
+    kinds = list(dict.fromkeys(each[node].device.name for node in nodes_of(plan)))
+    if len(kinds) > 1:
+        raise UserError(
+            f"plan `{plan.id}` places its ranks on {' and '.join(kinds)} nodes, and {who} does not "
+            "know which node is of which kind",
+            hint=hint,
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Meeting:
     """How the agents of several nodes find each other; texts, as a shell may fill them in."""

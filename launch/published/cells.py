@@ -1,10 +1,10 @@
 """Cells of a row as numbers and words; a blank cell is None, one that is no number is an error."""
 
-import difflib
 import re
 from collections.abc import Iterable
 
 from launch.published.table import Cells
+from profiler import names
 
 _NUMBER = re.compile(
     r"[~≈]?\s*([0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)\s*([kKmMbB]?)(?=$|[\s(;])"
@@ -91,8 +91,8 @@ def plain(text: str) -> str:
 def nearest(text: str, known: Iterable[str]) -> str:
     """`, nearest is NAME`, or nothing where none is near."""
     by_plain = {plain(name): name for name in known}
-    found = difflib.get_close_matches(plain(text)[:60], by_plain, n=1, cutoff=0.5)
-    return f", nearest is `{by_plain[found[0]]}`" if found else ""
+    found = names.nearest(plain(text), by_plain, cutoff=0.5)
+    return f", nearest is `{by_plain[found]}`" if found else ""
 
 
 def extends(text: str, name: str) -> bool:

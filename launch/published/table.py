@@ -4,7 +4,6 @@ Cells stay text here; what a row means is for `launch.published.runs`.
 """
 
 import csv
-import difflib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from profiler.codec import read_text
 from profiler.errors import UserError
+from profiler.names import nearest, one_of
 
 Cells = dict[str, str]
 
@@ -94,8 +94,7 @@ def check_group(group: Sequence[str], columns: Sequence[str], place: str) -> Non
     """Columns to group by are of the table."""
     for name in group:
         if name not in columns:
-            near = difflib.get_close_matches(name, columns, n=1)
-            hint = f"did you mean `{near[0]}`?" if near else f"columns: {', '.join(columns)}"
+            hint = one_of(name, columns, "columns")
             raise UserError(f"no column `{name}` to group by", place=place, hint=hint)
 
 
@@ -117,8 +116,8 @@ def _check_columns(columns: tuple[str, ...], required: Sequence[str], place: str
     if not missing:
         return
     spare = unknown_columns(columns, (*COLUMNS, *FAILED_COLUMNS))
-    near = {c: difflib.get_close_matches(c, spare, n=1) for c in missing}
-    renames = [f"rename `{match[0]}` to `{c}`" for c, match in near.items() if match]
+    near = {c: nearest(c, spare) for c in missing}
+    renames = [f"rename `{match}` to `{c}`" for c, match in near.items() if match]
     word, verb = ("column", "is") if len(missing) == 1 else ("columns", "are")
     raise UserError(
         f"{word} {_names(missing)} {verb} missing",

@@ -8,7 +8,7 @@ from launch.report.html import Html, el, legend, section, share, table
 from planner.explain import shares
 from planner.plan import Candidate, Plan
 from planner.spans import shown_ranks
-from planner.where import capacities_of
+from planner.where import capacities_of, kinds_of_ranks
 from planner.wording import gib, percent
 
 _MOST_STAGES = 32
@@ -84,13 +84,7 @@ def memory(plan: Plan) -> Html:
         )
     used = {name for m in stages for name, value in part_bytes(m).items() if value}
     marks = [(f"f-{name}", words) for name, words in PART_WORDS.items() if name in used]
-    heads = ["stage", *(f">{word}" for word in PART_WORDS.values()), ">total", ">free"]
-    cells = [
-        [number, *(gib(v) for v in part_bytes(stages[number]).values()),
-         gib(stages[number].total_bytes), gib(rooms[number] - stages[number].total_bytes)]
-        for number in shown
-    ]  # fmt: skip
-    limits = " or ".join(gib(usable * room) for room in sorted(set(rooms)))
+    limits = " or ".join(dict.fromkeys(gib(usable * room) for room in sorted(set(rooms))))
     note = (
         f"Peak of one device of each stage. The full width is {gib(scale)}; the line is the limit "
         f"of {limits}, which keeps {plan.job.memory_reserve:.0%} free."
@@ -100,10 +94,28 @@ def memory(plan: Plan) -> Html:
         el("div", *rows, class_="memory"),
         legend([*marks, ("dash", "limit")]),
         el("h3", "In numbers"),
-        table(heads, cells),
+        _memory_table(plan, shown),
         note=note,
         id_="memory",
     )
+
+
+def _memory_table(plan: Plan, shown: Iterable[int]) -> Html:
+    """The bars in numbers; of unlike nodes, with the kind that a stage is on."""
+    chosen = plan.chosen
+    kinds = kinds_of_ranks(plan.cluster, chosen.config, chosen.placement)
+    unlike = len({kind.device.name for kind in kinds}) > 1
+    cells = []
+    for number in shown:
+        memory, kind = chosen.cost.stages[number].memory, kinds[number].device
+        cells.append([
+            f"{number} on {kind.name}" if unlike else number,
+            *(gib(value) for value in part_bytes(memory).values()),
+            gib(memory.total_bytes),
+            gib(kind.memory_bytes - memory.total_bytes),
+        ])  # fmt: skip
+    heads = ["stage", *(f">{word}" for word in PART_WORDS.values()), ">total", ">free"]
+    return table(heads, cells)
 
 
 def step(plan: Plan) -> Html:

@@ -1,6 +1,13 @@
 """A plan as one HTML page that needs nothing else: no script, no request, light and dark."""
 
-from launch.cli.render import cluster_words, seconds, size
+from launch.cli.render import (
+    cluster_words,
+    counts_devices,
+    devices_word,
+    seconds,
+    size,
+    versus,
+)
 from launch.cli.why_text import others_words
 from launch.report import bars
 from launch.report.html import Html, el, join, section, table
@@ -133,14 +140,15 @@ def _alternatives(plan: Plan) -> Html | None:
     known = [c for c in plan.alternatives if c.estimate is not None]
     if not known:
         return None
-    base = plan.chosen.cost.step_s
+    counted = counts_devices(plan)
     rows = [
-        [el("span", f"{c.config.label} {c.config.schedule}", class_="mono"), seconds(c.cost.step_s),
-         f"{c.cost.mfu:.1%}", size(c.cost.peak_bytes),
-         "chosen" if k == 0 else f"{c.cost.step_s / base - 1:+.1%}"]
+        [el("span", f"{c.config.label} {c.config.schedule}", class_="mono"),
+         *([devices_word(plan, c)] if counted else []), seconds(c.cost.step_s),
+         f"{c.cost.mfu:.1%}", size(c.cost.peak_bytes), "chosen" if k == 0 else versus(plan, c)]
         for k, c in enumerate((plan.chosen, *known))
     ]  # fmt: skip
-    heads = ["layout", ">step", ">MFU", ">peak", ">vs chosen"]
+    devices = [">devices"] if counted else []
+    heads = ["layout", *devices, ">step", ">MFU", ">peak", ">vs chosen"]
     return section("Alternatives", table(heads, rows, chosen=0), id_="alternatives")
 
 

@@ -2,7 +2,7 @@
 
 import math
 
-from launch.cli.render import GIB, seconds, size
+from launch.cli.render import GIB, seconds, size, versus
 from launch.report.html import Html, el, legend, section, share, table
 from planner.plan import Candidate, Plan
 
@@ -19,10 +19,9 @@ def pareto(plan: Plan) -> Html | None:
     points = [*frontier.values(), *(c for name, c in others.items() if name not in frontier)]
     if _name(plan.chosen) not in frontier:
         points.append(plan.chosen)
-    base = plan.chosen.cost.step_s
     rows = [
         [number, el("span", _name(c), class_="mono"), seconds(c.cost.step_s),
-         size(c.cost.peak_bytes), _versus(plan, c, base)]
+         size(c.cost.peak_bytes), "chosen" if c.config == plan.chosen.config else versus(plan, c)]
         for number, c in enumerate(plan.frontier, 1)
     ]  # fmt: skip
     here = [_name(c) for c in plan.frontier]
@@ -42,12 +41,6 @@ def pareto(plan: Plan) -> Html | None:
 
 def _name(candidate: Candidate) -> str:
     return f"{candidate.config.label} {candidate.config.schedule}"
-
-
-def _versus(plan: Plan, candidate: Candidate, base: float) -> str:
-    if candidate.config == plan.chosen.config:
-        return "chosen"
-    return f"{candidate.cost.step_s / base - 1:+.1%}"
 
 
 def _range(values: list[float]) -> tuple[float, float]:

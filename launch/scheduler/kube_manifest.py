@@ -18,7 +18,15 @@ from typing import Any, Literal, get_args
 
 import yaml
 
-from launch.framework.native import DEFAULT_PORT, WORKER_ENV, Meeting, agents_of, torchrun, worker
+from launch.framework.native import (
+    DEFAULT_PORT,
+    WORKER_ENV,
+    Meeting,
+    agents_of,
+    check_alike,
+    torchrun,
+    worker,
+)
 from launch.scheduler.base import Job
 from profiler.errors import UserError
 
@@ -53,6 +61,7 @@ def manifest_text(manifest: Manifest, job: Job, how: PodOptions, name: str) -> s
             f"plan `{job.plan.id}` has nodes with unlike numbers of ranks, and pods are alike",
             hint="plan for whole nodes of one size",
         )
+    check_alike(job.plan, "Kubernetes", "launch it with `--on ssh` or `--on slurm`")
     if not job.run_dir.is_relative_to(how.mount):
         raise UserError(
             f"the folder of runs `{job.run_dir.parent}` is not in `{how.mount}`, where the claim "

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Self
 
 from launch.faults import first_fault
-from launch.framework.native import nodes_of
+from launch.framework.native import check_alike, nodes_of
 from launch.scheduler import local
 from launch.scheduler.base import LOG_NAME, TAIL_LINES, Ended, Job, OnLine, SchedulerName
 from launch.scheduler.command_line import run_quietly
@@ -84,6 +84,7 @@ class Slurm:
         links = plan.profile.links
         hosts = self.hosts or tuple(Host(name=name) for name in (links.hosts if links else ()))
         if not hosts:
+            check_alike(plan, "Slurm", "`--hosts FILE` names the cluster's nodes, in its order")
             return self.script
         nodes = nodes_of(plan)
         wanted = [(node, nodes.count(node)) for node in nodes]

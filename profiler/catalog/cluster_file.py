@@ -34,7 +34,6 @@ from profiler.catalog.load import (
     list_kind,
     load_device,
     names,
-    nearest,
     unknown,
 )
 from profiler.catalog.node_types import node_group, split_node_name
@@ -48,6 +47,7 @@ from profiler.cluster import (
 )
 from profiler.codec import build, parse, place_of, read_text, record, replace
 from profiler.errors import UserError
+from profiler.names import nearest
 from profiler.yaml_nodes import Lines, json_lines
 
 FILE_NAME = "cluster.yaml"

@@ -6,7 +6,6 @@ model's published `config.json`, read by `profiler.huggingface`. The first line 
 comment that describes it, so that listing needs no parser.
 """
 
-import difflib
 import functools
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,6 +18,7 @@ from profiler.errors import UserError
 from profiler.huggingface import model_from_config
 from profiler.job import Precision
 from profiler.model import ModelSpec, Positive
+from profiler.names import one_of
 
 Kind = Literal["device", "model", "node", "cluster"]
 """What a device may state a rate for; a job may know fewer."""
@@ -190,12 +190,6 @@ def list_models() -> tuple[CatalogItem, ...]:
     return list_kind("model")
 
 
-def nearest(text: str, known: tuple[str, ...]) -> str | None:
-    """The known name most like a text, case aside; None where none is near."""
-    near = difflib.get_close_matches(text[:100].lower(), known, n=1)
-    return near[0] if near else None
-
-
 def unknown(kind: Kind, name: str, known: tuple[str, ...]) -> UserError:
     """The error for a name that the catalogue does not hold."""
     return unknown_name("node type" if kind == "node" else kind, name, known)
@@ -203,8 +197,7 @@ def unknown(kind: Kind, name: str, known: tuple[str, ...]) -> UserError:
 
 def unknown_name(word: str, name: str, known: tuple[str, ...]) -> UserError:
     """The same for any kind of thing, called `word`."""
-    near = nearest(name, known)
-    hint = f"did you mean `{near}`?" if near else f"known {word}s: {', '.join(known)}"
+    hint = one_of(name, known, f"known {word}s")
     return UserError(f"no {word} `{name[:60]}` in the catalogue", hint=hint)
 
 

@@ -12,13 +12,14 @@ from profiler.catalog.cluster_file import (
     load_cluster,
     read_cluster,
 )
-from profiler.catalog.load import MODEL_ALIASES, Kind, load_model, names, nearest, unknown
+from profiler.catalog.load import MODEL_ALIASES, Kind, load_model, names, unknown
 from profiler.catalog.node_types import is_node_name, split_node_name
 from profiler.cluster import ClusterSpec, split_sized_name
 from profiler.errors import UserError
 from profiler.huggingface import FILE_NAME as CONFIG_NAME
 from profiler.huggingface import read_model
 from profiler.model import ModelSpec
+from profiler.names import nearest
 
 _ENDINGS = (".json", ".yaml", ".yml")
 

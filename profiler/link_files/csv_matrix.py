@@ -21,9 +21,9 @@ from profiler.link_files.table import (
     counted,
     lines_of,
     links_of,
-    near,
 )
 from profiler.links import Links
+from profiler.names import did_you_mean
 
 UNITS = {
     "GB/s": 1e9, "MB/s": 1e6, "bytes/s": 1.0, "B/s": 1.0, "Gbit/s": 1e9 / 8, "Gb/s": 1e9 / 8,
@@ -99,7 +99,7 @@ def _table(rows: Rows, hosts: tuple[str, ...], place: str) -> tuple[list[list[Ce
         if name not in hosts:
             raise UserError(
                 f"the row of `{name[:60]}` is of no host of the header",
-                hint=near(name, hosts) or "a row begins with the name of its host",
+                hint=did_you_mean(name, hosts) or "a row begins with the name of its host",
                 place=at,
             )
         if name in table:

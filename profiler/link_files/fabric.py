@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from profiler.errors import UserError
-from profiler.link_files.table import near
+from profiler.names import did_you_mean
 
 Ints = NDArray[np.int64]
 NOT_JOINED = -1
@@ -48,7 +48,9 @@ class Fabric:
         alike = [name for name in self.ports if name.partition(".")[0] == short]
         if len(alike) == 1 and ("." not in host or "." not in alike[0]):
             return alike[0]
-        hint = near(host, tuple(self.ports)) or "the file lists the hosts of another cluster"
+        hint = (
+            did_you_mean(host, tuple(self.ports)) or "the file lists the hosts of another cluster"
+        )
         raise UserError(f"host `{host[:60]}` is on no switch", hint=hint, place=self.source)
 
     def tiers(self, hosts: Sequence[str]) -> Ints:

@@ -35,6 +35,8 @@ def links_from_text(text: str, place: str) -> Links:
         links = links_of_mpigraph(text, place)
     elif is_csv(text):
         links = links_of_csv(text, place)
+    if not text.strip("\ufeff \t\r\n"):
+        raise UserError("the file is empty", hint=_HINT, place=place)
     if links is None:
         raise UserError("this is no table of links", hint=_HINT, place=place)
     return links

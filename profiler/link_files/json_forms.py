@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from profiler.codec import build, to_plain
-from profiler.errors import UserError
+from profiler.errors import UserError, other_kind
 from profiler.link_files.json_file import JsonFile, load
 from profiler.link_files.table import (
     HIGHEST,
@@ -31,12 +31,12 @@ from profiler.link_files.table import (
     Matrix,
     latencies_of,
     links_of,
-    near,
     rate_error,
     rates_of,
 )
 from profiler.link_profile import LinkReport
 from profiler.links import LATENCY_S, Floats, Links
+from profiler.names import one_of
 
 FORMAT_VERSION = "1.1"
 SLOWEST = 100.0
@@ -103,7 +103,7 @@ def _check_header(file: JsonFile) -> None:
     if kind is None:
         raise UserError("key `kind` is missing", hint='`"kind": "links"`', place=file.place)
     if kind != "links":
-        raise UserError(f"this is a `{str(kind)[:40]}` file, not a `links` file", place=file.place)
+        raise other_kind(kind, "links", file.place)
     major, _, minor = str(version).partition(".")
     if not (isinstance(version, str) and major.isdecimal() and minor.isdecimal()):
         hint = f'this version writes `"format_version": "{FORMAT_VERSION}"`'
@@ -117,7 +117,7 @@ def _check_header(file: JsonFile) -> None:
     unknown = next((key for key in file.tree if key not in _KEYS), None)
     newer = int(minor) > int(FORMAT_VERSION.partition(".")[2])
     if unknown is not None and not newer:  # a newer minor may know more
-        hint = near(unknown, _KEYS) or f"known keys: {', '.join(_KEYS)}"
+        hint = one_of(unknown, _KEYS, "known keys")
         raise UserError(f"unknown key `{unknown[:60]}`", hint=hint, place=file.at(unknown))
 
 

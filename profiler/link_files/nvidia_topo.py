@@ -19,7 +19,8 @@ from pathlib import Path
 
 from profiler.codec import read_text
 from profiler.errors import UserError
-from profiler.link_files.table import lines_of, near
+from profiler.link_files.table import lines_of
+from profiler.names import did_you_mean
 
 KINDS = ("X", "NV#", "NVB", "PIX", "PXB", "PHB", "NODE", "SYS")
 """From the nearest to the farthest: itself; # NVLinks, or NVLink through a peer; a PCIe switch;
@@ -53,7 +54,7 @@ class NvidiaTopo:
         """How two devices are joined."""
         for name in (one, other):
             if name not in self.devices:
-                raise UserError(f"no device `{name}`", hint=near(name, self.devices))
+                raise UserError(f"no device `{name}`", hint=did_you_mean(name, self.devices))
         return self.kinds[self.devices.index(one)][self.devices.index(other)]
 
     def nearest_nics(self, gpu: str) -> tuple[str, ...]:

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from profiler.errors import UserError
 from profiler.link_files.fabric import Fabric, HostPort
 from profiler.link_files.hostlist import expand
-from profiler.link_files.table import lines_of, near
+from profiler.link_files.table import lines_of
+from profiler.names import did_you_mean, one_of
 
 _KEYS = ("SwitchName", "Nodes", "Switches", "LinkSpeed")
 _BY_LOWER = {key.lower(): key for key in _KEYS}
@@ -49,7 +50,7 @@ def fabric_of_slurm(text: str, place: str) -> Fabric:
     for name, switch in switches.items():
         for child in switch.switches:
             if child not in switches:
-                hint = near(child, tuple(switches))
+                hint = did_you_mean(child, tuple(switches))
                 raise UserError(f"switch `{child}` has no line", hint=hint, place=switch.at)
             parents[child].append(name)
         for node in switch.nodes:
@@ -85,7 +86,7 @@ def _switch(words: list[str], at: str) -> tuple[str, _Switch]:
             hint = "the switches of topology/tree are (`SwitchName=...`)"
             raise UserError(f"`{key}` is of a topology that is not read", hint=hint, place=at)
         if not equals or key.lower() not in _BY_LOWER:
-            hint = near(key, _KEYS) or f"known keys: {', '.join(_KEYS)}"
+            hint = one_of(key, _KEYS, "known keys")
             raise UserError(f"unknown key `{key[:40]}`", hint=hint, place=at)
         if key.lower() in found:
             raise UserError(f"key `{key}` is given twice", place=at)

@@ -6,7 +6,6 @@ is read from our own form alone; elsewhere, and where that has none, the rate in
 infinite and its latency 0, so that `isfinite` tells what was measured.
 """
 
-import difflib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -63,12 +62,6 @@ def check_hosts(hosts: Sequence[str], place: str) -> tuple[str, ...]:
             raise UserError(f"host `{host}` is listed twice", place=place)
         seen.add(host)
     return tuple(hosts)
-
-
-def near(word: str, known: Sequence[str]) -> str | None:
-    """A hint with the nearest known word, where one is near."""
-    found = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean `{found[0]}`?" if found else None
 
 
 def links_of(matrix: Matrix, unit: float, source: str) -> Links:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from profiler.errors import UserError
+from profiler.errors import UserError, other_kind
 from profiler.routing.arrays import Array, npz_bytes, smallest
 from profiler.routing.checks import counts_of, trace_of
 from profiler.routing.trace import Routing, RoutingTrace
@@ -46,7 +46,7 @@ def routing_of_arrays(arrays: dict[str, Array], place: str) -> Routing:
     """Routing of the arrays of such a file; `UserError` where they are not whole."""
     kind, version = _text(arrays, "kind", place), _text(arrays, "format_version", place)
     if kind != KIND:
-        raise UserError(f"this is a `{kind[:40]}` file, not a `{KIND}` file", place=place)
+        raise other_kind(kind, KIND, place)
     if version.split(".")[0] != FORMAT_VERSION.split(".")[0]:
         raise UserError(
             f"{KIND} format {version[:40]} is not one this version reads ({FORMAT_VERSION})",

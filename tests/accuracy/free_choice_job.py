@@ -156,7 +156,8 @@ def refusals(job: Job, config: ParallelConfig) -> tuple[str, ...]:
     if unusual:
         return unusual
     costs = cost_model(run.model, run.job, job.profile)
-    return (MEMORY_RULE,) if costs.least_peak(config) > costs.capacity_bytes else ()
+    needed = costs.least_memory(config).total_bytes
+    return (MEMORY_RULE,) if needed > costs.capacity_bytes else ()
 
 
 def unusual_axes(axes: Axes, c: ParallelConfig, num_devices: int) -> list[str]:

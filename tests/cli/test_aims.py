@@ -1,6 +1,7 @@
 """`plan --objective`, `--devices` and clusters of several kinds of node, as a user sees them."""
 
 import json
+import re
 
 import pytest
 
@@ -55,10 +56,41 @@ def test_more_devices_are_no_gain_where_the_fewest_are_sought(meshwright, lab):
     result = meshwright("plan", *SMALL, "-c", lab, "--objective", "devices")
     table = result.out.split("vs best")[1].split("Uses")[0]
     numbers = [line.split() for line in table.splitlines() if " GiB " in line]
-    fewest = int(numbers[0][numbers[0].index("s") - 2])
-    for words in numbers[1:]:
-        more = int(words[words.index("s") - 2]) - fewest
+    used = [sum(map(int, words[words.index("s") - 2].split("+"))) for words in numbers]
+    kinds = {words[words.index("s") - 2] for words in numbers}
+    assert all("+" in kind for kind in kinds)
+    for words, number in zip(numbers[1:], used[1:], strict=True):
+        more = number - used[0]
         assert (words[-2:] == [f"+{more}", "dev."]) if more else words[-1].endswith("%")
+
+
+@pytest.mark.parametrize("objective", ["cost", "devices"])
+def test_other_numbers_of_devices_are_compared_by_what_is_sought(meshwright, objective):
+    ask = ("plan", *SMALL, "-c", "h100-2x8", "--objective", objective, "--pin", "cp=1", "--json")
+    fewest = json.loads(meshwright(*ask).out)["chosen"]["estimate"]
+    why = meshwright("why", "plan.json")
+    assert narrow(why.out)
+    shown = why.out.split("devices 8")[1].split("Limits")[0]
+    asked = meshwright("why", "plan.json", "--not", "devices=16")
+    assert (asked.code, asked.err) == (0, "")
+    assert narrow(asked.out)
+    best = json.loads(meshwright("why", "plan.json", "--not", "devices=16", "--json").out)["best"]
+    step = best["estimate"]["step_s"] / fewest["step_s"]
+    words = " ".join(asked.out.split())
+    assert f"On 16 devices, the chosen one on 8: a step takes {step - 1:+.1%}" in words
+    assert f"device time per token {2 * step - 1:+.1%}" in words
+    assert "did not search" not in words
+    if objective == "devices":
+        assert "The plan uses the fewest devices on which any layout fits" in words
+        assert "instead" not in shown
+        assert "16: a step of" in shown
+    else:
+        assert f"The plan seeks the least cost per token: {2 * step - 1:+.1%}" in words
+        assert "instead 16: +" in shown
+    wrong = meshwright("why", "plan.json", "--not", "devices=few")
+    assert (wrong.code, "`--not devices=few` is no number of devices" in wrong.err) == (1, True)
+    many = meshwright("why", "plan.json", "--not", "devices=64")
+    assert (many.code, "cluster `h100-2x8` has 16" in many.err) == (1, True)
 
 
 @pytest.mark.parametrize("objective", ["cost", "devices"])
@@ -109,7 +141,11 @@ def test_all_views_of_a_mixed_plan(meshwright, lab, tmp_path):
         assert result.code == Exit.OK, (command, result.err)
         assert narrow(result.out), command
     assert meshwright("show", "a.json", "--report", "a.html").code == Exit.OK
-    assert "a100-80, h100 devices" in (tmp_path / "a.html").read_text()
+    page = (tmp_path / "a.html").read_text()
+    assert "a100-80, h100 devices" in page
+    assert "0 on " in page
+    assert page.count("74.4 GiB or 74.4 GiB") == 0
+    assert "e-1" not in re.sub(r'"[^"]*"', "", page).split("Where the step goes")[1]
     shown = json.loads(meshwright("why", "a.json", "--json").out)
     assert shown["kind"] == "why"
 
@@ -126,3 +162,22 @@ def test_no_layout_can_be_given_for_several_kinds(meshwright, lab, tmp_path):
     result = meshwright("plan", "-m", "llama3-8b", "-c", lab, "--layout", "layout.yaml")
     assert result.code == Exit.FAILED
     assert "mixes 2 kinds of node" in result.err
+
+
+def narrow_columns(text, head):
+    """Lines of a table up to the end of a column, where the column holds a number."""
+    lines = text.splitlines()
+    first = next(k for k, line in enumerate(lines) if head in line)
+    end = lines[first].index(head) + len(head)
+    rows = lines[first + 1 : lines.index("", first)]
+    return [line[:end] for line in rows if line[end - 1 : end].isdigit()]
+
+
+def test_the_page_counts_devices_where_they_differ(meshwright, lab, tmp_path):
+    ask = ("plan", *SMALL, "-c", lab, "--objective", "devices")
+    words = {line.split()[-1] for line in narrow_columns(meshwright(*ask).out, "devices")}
+    assert meshwright("show", "plan.json", "--report", "a.html").code == Exit.OK
+    table = (tmp_path / "a.html").read_text().split('id="alternatives"')[1].split("</table>")[0]
+    assert words
+    assert all(f">{word}</td>" in table for word in words)
+    assert "dev." in table or len({sum(map(int, w.split("+"))) for w in words}) == 1

@@ -56,6 +56,36 @@ def test_the_script_runs_what_it_is_given(meshwright, tmp_path):
     assert "TOKENIZER" in real.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "variables", "interface"),
+    [
+        (("--node-rank=1",), {"SLURM_PROCID": "0"}, "ib1"),
+        (("--node_rank=0",), {"NODE_RANK": "1"}, "ib0"),
+        ((), {"NODE_RANK": "1"}, "ib1"),
+        ((), {"RANK": "3", "SLURM_PROCID": "3"}, "ib0"),
+        ((), {"RANK": "2"}, "ib1"),
+    ],
+)
+def test_each_node_has_its_interface(words, variables, interface, meshwright, tmp_path):
+    """However the script is started: by torchrun for a node, or rank by rank."""
+    placement = {"devices": (0, 2, 3, 1), "interfaces": ("ib0", "ib1")}
+    plan = plan_of("llama3-8b", "h100-2x2", dp_shard=4, zero=1, placement=placement)
+    emitted(meshwright, plan, "--for", "megatron", "--on", "slurm", "--tasks", "rank", "-o", "out")
+    shown = 'echo "$NCCL_SOCKET_IFNAME $GLOO_SOCKET_IFNAME"'
+    variables = {"MEGATRON": "/m", "DATA_PATH": "mock", **variables}
+    done = run_script(tmp_path / "out", "bash", "-c", shown, *words, **variables)
+    assert done.stdout == f"{interface} {interface}\n"
+
+
+def test_a_node_that_nobody_names_has_no_interface(meshwright, tmp_path):
+    placement = {"interfaces": ("ib0", "ib1")}
+    plan = plan_of("llama3-8b", "h100-2x2", dp_shard=4, zero=1, placement=placement)
+    emitted(meshwright, plan, "--for", "megatron", "-o", "out")
+    done = run_script(tmp_path / "out", "echo", MEGATRON="/m", DATA_PATH="mock", SLURM_PROCID="1")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "set NODE_RANK: the place of this node\n"
+
+
 def test_slurm_starts_the_script_on_the_planned_nodes(meshwright, tmp_path):
     Path("hosts").write_text("alpha\nbeta\n")
     plan = plan_of("llama3-8b", "h100-2x2", dp_shard=4, zero=1, placement={"devices": (2, 3, 0, 1)})

@@ -6,17 +6,28 @@ from pathlib import Path
 
 import pytest
 
-from profiler.codec import encode
+from planner.plan import plan_id
+from profiler.codec import encode, replace
 from tests.unit.runs import plan_of, run_of
 
 SLURM = ("--on", "slurm", "--python", "python3")
 KUBERNETES = ("--on", "kubernetes", "--image", "registry/meshwright:1", "--claim", "shared:/shared")
 
 
+def on_two_kinds():
+    """A plan for a cluster of two kinds of host, whose first ranks are on the second."""
+    plan = plan_of("cpu-1x2", devices=(2, 3, 0, 1))
+    group = plan.cluster.groups[0]
+    other = replace(group, device=replace(group.device, name="fast-cpu"))
+    plan = replace(plan, cluster=replace(plan.cluster, groups=(group, other)))
+    return replace(plan, id=plan_id(plan))
+
+
 @pytest.fixture
 def planned(tmp_path):
     """plan.json for two nodes of two ranks, swap.json with the nodes the other way round,
-    mixed.json with their ranks dealt out; two hosts."""
+    mixed.json with their ranks dealt out, kinds.json on two kinds of node, the second first; two
+    hosts."""
     for name, placement in {
         "plan": {},
         "swap": {"devices": (2, 3, 0, 1), "interfaces": ("eth1", "eth0")},
@@ -26,6 +37,7 @@ def planned(tmp_path):
         cluster = "cpu-3x2" if name == "uneven" else "cpu-2x2"
         plan = plan_of(cluster, **placement)
         (tmp_path / f"{name}.json").write_text(encode(plan))
+    (tmp_path / "kinds.json").write_text(encode(on_two_kinds()))
     (tmp_path / "hosts").write_text("alpha\nme@beta slots=2\n")
     (tmp_path / "narrow").write_text("alpha slots=1\nbeta\n")
     (tmp_path / "one").write_text("alpha\n")
@@ -69,6 +81,8 @@ def test_what_is_given_to_the_scheduler_is_frozen(name, plan, args, meshwright, 
         ("plan", ("--on", "ssh", "--hosts", "hosts", "--tasks", "rank"), "`--tasks` is not an option of `--on ssh`", "`--on slurm`"),
         ("mixed", ("--on", "ssh", "--hosts", "hosts"), "deals the ranks of a node out among those of others", "--tasks rank"),
         ("mixed", SLURM, "deals the ranks of a node out among those of others", "--tasks rank"),
+        ("kinds", SLURM, "on fast-cpu and cpu nodes, and Slurm does not know which node is of which kind", "`--hosts FILE`"),
+        ("kinds", KUBERNETES, "on fast-cpu and cpu nodes, and Kubernetes does not know", "`--on ssh` or `--on slurm`"),
         ("uneven", SLURM, "takes unlike numbers of devices of its nodes", "--tasks rank"),
         ("plan", (*SLURM, "--tasks", "core"), "`--tasks core` is not known", "`node` or `rank`"),
         ("plan", (*SLURM, "--sbatch-option", "time=1; reboot"), "`--sbatch-option time=1; reboot` is not of the form KEY=VALUE", None),
@@ -86,6 +100,18 @@ def test_launch_on_refuses(plan, args, message, hint, how, meshwright, tmp_path)
     assert hint is None or hint in " ".join(result.err.split())
     runs = tmp_path / "runs"
     assert not runs.exists() or not list(runs.iterdir())
+
+
+@pytest.mark.usefixtures("planned")
+def test_unlike_nodes_are_started_in_the_order_of_their_ranks(meshwright):
+    scripts = {
+        on: dry(meshwright, "kinds", "--on", on, "--hosts", "hosts") for on in ("slurm", "ssh")
+    }
+    assert "tasks=(beta alpha)" in scripts["slurm"]
+    assert [line.partition(":")[0] for line in scripts["ssh"].splitlines()] == ["me@beta", "alpha"]
+    places = "NODE_RANK to its place (0: node 2 of the cluster, fast-cpu; 1: node 1 of the cluster, cpu)\n"
+    assert meshwright("launch", "kinds.json", "--dry-run").err.endswith(places)
+    assert meshwright("launch", "plan.json", "--dry-run").err.endswith("NODE_RANK to its place\n")
 
 
 @pytest.mark.usefixtures("planned")

@@ -10,7 +10,17 @@ from launch.scheduler.ssh import Ssh
 from tests.lab import ssh
 from tests.lab.box import SHARED
 from tests.lab.lab import Lab
-from tests.lab.launching import commands, follow, hosts_of, launch, make_plan, running, unhurried
+from tests.lab.launching import (
+    JOB,
+    argv,
+    commands,
+    follow,
+    hosts_of,
+    launch,
+    make_plan,
+    running,
+    unhurried,
+)
 from tests.lab.measure import wait_for
 
 pytestmark = [pytest.mark.lab, pytest.mark.distributed, pytest.mark.usefixtures("can_ssh")]
@@ -47,6 +57,32 @@ def test_a_command_ends_with_its_client(how, lab):
         assert "sleep 4321" in commands(lab, "host1")
         client.send_signal(how)
     wait_for(lambda: "4321" not in commands(lab, "host1"))
+
+
+KINDS = """
+name: kinds
+nodes:
+  - {device: cpu, count: 1, devices_per_node: 2}
+  - {device: cpu, count: 1, devices_per_node: 1}
+"""
+
+
+def test_unlike_nodes_train_one_pipeline(lab):
+    """Two ranks on one host, one on the other, the stages as the search splits them."""
+    lab.shared("kinds.yaml").write_text(KINDS)
+    asked = ("-m", lab.shared("config.json"), "-c", lab.shared("kinds.yaml"), "--pin", "pp=3")
+    made = argv("plan", *asked, *JOB, "-o", lab.shared("kinds.json"), "--json")
+    planned = json.loads(subprocess.run(made, check=True, capture_output=True).stdout)
+    assert len(planned["chosen"]["placement"]["stages"]) == 3
+    where = ("--on", "ssh", "--hosts", HOSTS, "--runs", SHARED / "kinds")
+    with launch(lab, SHARED / "kinds.json", *where, "--steps", 3, "--json") as process:
+        out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    observed = json.loads(out)
+    assert observed["state"] == "complete"
+    of_ranks = ["host2", "host2", "host0"]
+    devices = planned["chosen"]["placement"]["devices"]
+    assert hosts_of(observed) == [of_ranks[device] for device in devices]
 
 
 def test_ranks_sit_on_the_hosts_in_the_order_of_the_file(lab):

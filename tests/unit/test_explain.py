@@ -107,8 +107,29 @@ def test_limits_and_proof():
     assert explained.limits["time"].endswith("then bubble 11.0%, attention 9.0%, tensor 7.0%")
     assert explained.limits["link"].endswith("most of it tensor")
     assert explained.proof[0] == "the step is 3.1% above the lower bound of this layout"
-    assert explained.proof[1] == "and 5.4% above the lower bound of all layouts searched"
+    assert explained.proof[1] == "it is 5.4% above the lower bound of all layouts searched"
     assert explained.proof[-1].endswith("nothing was measured")
+
+
+def test_a_peak_without_activations_is_no_amount_of_them():
+    """As in the update, where layouts of small batches have theirs."""
+    chosen = made.plan().chosen
+    stages = tuple(
+        replace(s, memory=replace(s.memory, activation_bytes=0)) for s in chosen.cost.stages
+    )
+    plan = made.plan(chosen=replace(chosen, estimate=replace(chosen.cost, stages=stages)))
+    found = reasons(plan)
+    assert found["schedule"].text.startswith("memory peaks in the update")
+    assert all("0.0 GiB" not in reason.text for reason in found.values())
+    assert "of activations" in reasons(made.plan())["schedule"].text
+
+
+def test_what_is_only_rounding_has_no_share():
+    chosen = made.plan().chosen
+    terms = chosen.cost.terms | {"host": 1e-15}
+    shown = shares(replace(chosen, estimate=replace(chosen.cost, terms=terms)))
+    assert shown["host"] == 0.0
+    assert sum(shown.values()) == pytest.approx(1)
 
 
 def test_what_a_plan_does_not_hold_is_not_spoken_of():

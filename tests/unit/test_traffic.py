@@ -1,9 +1,11 @@
 """What ranks send in a step, by hand; and the groups along the axes of a mesh."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 
-from planner.config import ParallelConfig, Placement
+from planner.config import AXIS_ORDER, EXPERT_ORDER, ParallelConfig, Placement
 from planner.grid import Grid
 from planner.mesh import Mesh
 from planner.traffic import Traffic, traffic_of
@@ -77,16 +79,39 @@ def test_one_rank_sends_nothing() -> None:
         config(pp=2, dp_replicate=1, dp_shard=4, cp=1, tp=4, ep=2, etp=2),
     ],
 )
-def test_groups_are_those_of_the_runtime(layout: ParallelConfig) -> None:
-    grid = Grid(layout, Placement(stages=((0, 1),)))
-    mesh = Mesh.of(layout)
-    axes = {
-        "pp": ("pp",), "tp": ("tp",), "cp": ("cp",), "ep": ("ep",), "edp": ("edp",),
-        "dp": ("dp_replicate", "dp_shard", "cp"), "shard": ("dp_shard", "cp"),
-    }  # fmt: skip
-    for axis, parts in axes.items():
-        ours = {tuple(group) for group in mesh.groups(axis).tolist()}
-        assert ours == set(grid.groups(*parts)), axis
+def test_groups_differ_along_their_axes_alone(layout: ParallelConfig) -> None:
+    """Against the definition: places by hand, on ranks in any order."""
+    num = layout.num_devices
+    order = tuple(int(rank) for rank in np.random.default_rng(num).permutation(num))
+    grid = Grid(layout, Placement(stages=((0, 1),), ranks=order))
+    inner = num // layout.pp
+    for names, sizes in (
+        (AXIS_ORDER, [getattr(layout, axis) for axis in AXIS_ORDER]),
+        (("pp", *EXPERT_ORDER), [layout.pp, layout.edp, layout.ep, layout.etp]),
+    ):
+        places = list(product(*(range(size) for size in sizes)))
+        for parts in (*((name,) for name in names[1:]), names[1:3], names[1:]):
+            fixed = [k for k, name in enumerate(names) if name not in parts]
+            groups: dict[tuple[int, ...], list[int]] = {}
+            for number, place in enumerate(places):
+                groups.setdefault(tuple(place[k] for k in fixed), []).append(order[number])
+            assert grid.groups(*parts) == tuple(map(tuple, groups.values())), parts
+            for group in groups.values():
+                assert all(grid.group(rank, *parts) == tuple(group) for rank in group)
+        for number, place in enumerate(places):
+            of = grid.coordinate if names == AXIS_ORDER else grid.expert_coordinate
+            named = dict(zip(names, place, strict=True))
+            assert of(order[number]) == {axis: named[axis] for axis in of(order[number])}
+    assert all(grid.rank(grid.coordinate(rank)) == rank for rank in order)
+    assert grid.groups("pp") == tuple(
+        tuple(order[stage * inner + k] for stage in range(layout.pp)) for k in range(inner)
+    )
+
+
+def test_traffic_of_replicas_runs_over_all_that_hold_the_same() -> None:
+    mesh = Mesh.of(config(pp=2, dp_replicate=2, dp_shard=2, cp=2))
+    assert mesh.groups("dp").tolist() == [list(range(8)), list(range(8, 16))]
+    assert mesh.groups("shard").tolist() == [[4 * k + n for n in range(4)] for k in range(4)]
 
 
 def test_the_order_of_axes_is_the_users() -> None:
