@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
     (folder / "config.json").write_text(json.dumps(CONFIG))
     meshwright(
         folder, "profile", "-m", "config.json", "--nproc", 2, "--seq-len", 64,
-        "--micro-batches", "1,2",
+        "--micro-batches", "1,2", "--budget", 6,
     )  # fmt: skip
     ask = ("plan", "-m", "config.json", "--profile", "profile.json", "--global-batch", 4)
     meshwright(folder, *ask, "--pin", "pp=2,mbs=1,split=3,1")
