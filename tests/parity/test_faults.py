@@ -19,7 +19,7 @@ import pytest
 
 from launch.checkpoints import checkpoint_root, complete_checkpoints, damage
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.started]
 
 CONFIG = {
     "model_type": "llama", "vocab_size": 256, "hidden_size": 64, "intermediate_size": 128,

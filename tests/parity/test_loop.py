@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.started]
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = {

@@ -66,6 +66,7 @@ def profile(tmp_path_factory: pytest.TempPathFactory) -> Profile:
     )
 
 
+@pytest.mark.timed
 def test_every_block_has_times_and_memory(profile: Profile) -> None:
     fine = [b for b in profile.blocks if b.status == "ok"]
     assert {(b.block, b.tp, b.micro_batch) for b in fine} == {
@@ -91,6 +92,7 @@ def test_every_block_has_times_and_memory(profile: Profile) -> None:
             assert (entry.backward_collective_s > 0) == (entry.tp > 1)
 
 
+@pytest.mark.timed
 def test_a_micro_batch_that_cannot_be_allocated_is_oom_and_the_rest_goes_on(
     profile: Profile,
 ) -> None:
@@ -102,6 +104,7 @@ def test_a_micro_batch_that_cannot_be_allocated_is_oom_and_the_rest_goes_on(
     assert {e.active for e in profile.sharing} == {1, 2}  # measured after all of them
 
 
+@pytest.mark.timed
 def test_links_and_sharing_are_there(profile: Profile) -> None:
     pairs = {e.ranks for e in profile.transfers if e.op == "p2p"}
     assert pairs == {(0, 1), (1, 0)}
@@ -210,6 +213,7 @@ def _starts(journal: Journal) -> list[str]:
     return [line["case"] for line in lines if line["event"] == "start"]
 
 
+@pytest.mark.started
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path, how: signal.Signals) -> None:
     out = tmp_path / "profile.json"
@@ -247,6 +251,7 @@ def _kill_a_worker(journal: Journal, how: signal.Signals) -> None:
     os.kill(mine[0], how)
 
 
+@pytest.mark.started
 def test_a_worker_that_the_kernel_kills_ran_out_of_memory(tmp_path: Path) -> None:
     killed: list[str] = []
     journal = Journal(profiling.partial_folder(tmp_path / "profile.json"))
@@ -261,6 +266,7 @@ def test_a_worker_that_the_kernel_kills_ran_out_of_memory(tmp_path: Path) -> Non
     assert sum(b.status == "ok" for b in profile.blocks) >= 10
 
 
+@pytest.mark.started
 def test_a_case_that_crashes_twice_is_named(tmp_path: Path) -> None:
     journal = Journal(profiling.partial_folder(tmp_path / "profile.json"))
     crashed: list[str] = []

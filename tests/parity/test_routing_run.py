@@ -17,7 +17,7 @@ from profiler.errors import UserError
 from profiler.routing.readers import Wanted, read_routing
 from profiler.routing.trace import RoutingCounts, RoutingTrace
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.started]
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "tiny-moe"

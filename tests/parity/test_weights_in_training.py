@@ -123,6 +123,7 @@ def _sum_over(config: ParallelConfig) -> float:
     return float(value)
 
 
+@pytest.mark.started
 def test_experts_are_profiled_as_they_are_laid_out(tmp_path: Path) -> None:
     moe = dataclasses.replace(
         MODEL, family="mixtral", num_experts=4, num_experts_per_token=2, first_dense_layers=1
