@@ -1,5 +1,5 @@
-"""Tests are collected without looking for garbage: what is imported and collected stays, and to look
-through it again and again takes a third of the time."""
+"""Tests are collected without looking for garbage: what is imported and collected stays, and to
+look through it again and again takes a third of the time."""
 
 import gc
 

@@ -98,7 +98,6 @@ def test_the_bad_link_then_the_bad_nic_are_named(tmp_path):
         assert out[:3].min() > 500
 
 
-@pytest.mark.usefixtures("can_slurm")
 def slower(topology, times):
     """The topology with all NICs at a part of their rates."""
     hosts = tuple(
@@ -111,6 +110,7 @@ def slower(topology, times):
     return replace(topology, name="slower-nics", hosts=hosts)
 
 
+@pytest.mark.usefixtures("can_slurm")
 def test_two_nics_are_measured_apart_by_agents_that_srun_starts(tmp_path):
     # Without quotas: ranks of a job that have a fifth of a core measure their processor.
     # A quarter of the rates: both NICs at once must not measure the processors of this machine.
