@@ -13,7 +13,6 @@ import argparse
 import json
 import math
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -33,6 +32,7 @@ from profiler.job import JobSpec
 from profiler.profile import Profile, Timing, TransferEntry
 from profiler.routing.readers import Wanted
 from profiler.routing.trace import RoutingTrace
+from tests.commands import command
 from tests.lab import bench_jobs
 from tests.lab.bench_parts import PER_HOST, Case, measured_links, profiled, run, say
 from tests.lab.lab import Lab
@@ -66,8 +66,7 @@ def trained(folder: Path) -> tuple[Path, RoutingTrace]:
             "--steps", TRAINED - 2, "--checkpoint-every", TRAINED,
         )  # fmt: skip
         for words in (ask, train):
-            command = [sys.executable, "-P", "-m", "launch.cli.app", *map(str, words)]
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            subprocess.run(command(*words), check=True, stdout=subprocess.DEVNULL)
     (path,) = runs.glob("*/routing.npz")
     routing = read_any_routing(path, Wanted(num_experts=None, keys=()))
     assert isinstance(routing, RoutingTrace)

@@ -11,6 +11,7 @@ import pytest
 
 from profiler.codec import replace
 from profiler.link_files import read_link_report, read_links
+from tests import commands
 from tests.lab import slurm, ssh
 from tests.lab.lab import Lab
 from tests.lab.measure import wait_for
@@ -26,9 +27,9 @@ def command(lab, folder, *words):
     """The command line, and where it writes."""
     hosts = folder / "hosts"
     hosts.write_text("".join(f"{host.name}\n" for host in lab.topology.hosts))
-    program = [sys.executable, "-P", "-m", "launch.cli.app", "profile", "--links"]
     out = folder / "links.json"
-    return [*program, "--hosts", str(hosts), "--budget", "8", "-o", str(out), *words], out
+    ask = ("profile", "--links", "--hosts", hosts, "--budget", 8, "-o", out, *words)
+    return commands.command(*ask), out
 
 
 def measured(lab, folder, *words):
