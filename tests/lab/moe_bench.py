@@ -9,11 +9,9 @@ routing stays what it was.
 FOLDER and goes on there; `tests.accuracy.moe_page` makes a page of it.
 """
 
-import argparse
 import json
 import math
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,7 +32,7 @@ from profiler.routing.readers import Wanted
 from profiler.routing.trace import RoutingTrace
 from tests.commands import command
 from tests.lab import bench_jobs
-from tests.lab.bench_parts import PER_HOST, Case, measured_links, profiled, run, say
+from tests.lab.bench_parts import PER_HOST, Case, asked, measured_links, profiled, run, say
 from tests.lab.lab import Lab
 from tests.lab.ranks import Ranks
 from tests.lab.topology import shipped
@@ -115,13 +113,8 @@ def cases(facts: Profile, routing: RoutingTrace) -> Iterator[Case]:
 
 def main() -> None:
     """Measure what is missing."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", nargs="?", type=Path)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--only")
-    args = parser.parse_args()
-    folder = args.folder or Path(tempfile.mkdtemp())
-    folder.mkdir(parents=True, exist_ok=True)
+    args = asked(__doc__)
+    folder: Path = args.folder
     source, routing = trained(folder)
     model = resolve_model(str(folder / "config.json"))
     # A run that goes on counts the steps before it; its first has no beginning.

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from launch import profiling
-from profiler.cluster import DeviceSpec
 from profiler.codec import encode
 from profiler.errors import UserError
 from profiler.measure.cases import BlockCase, ProfileInputs
 from profiler.measure.journal import LOCK, Journal
 from profiler.model import ModelSpec
 from profiler.profile import Environment, Profile
+from tests.unit import facts
 
 pytestmark = pytest.mark.distributed
 MODEL = ModelSpec(
@@ -33,16 +33,7 @@ MODEL = ModelSpec(
     ffn_hidden_size=48,
 )
 SEQ_LEN = 16
-DEVICE = DeviceSpec(
-    name="cpu",
-    memory_bytes=2**30,
-    flops_per_s={"fp32": 1e11},
-    memory_bytes_per_s=1e10,
-    gemm_efficiency=0.5,
-    memory_efficiency=0.5,
-    launch_s=1e-5,
-    is_host=True,
-)
+DEVICE = facts.core()
 TOO_LARGE = 10**9
 
 
