@@ -10,7 +10,11 @@ export OMP_NUM_THREADS = 1
 demo: $(VENV)/installed  ## profile this machine, plan, launch, verify
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/tiny-llama/demo.sh
 
-test: lint unit distributed wheel  ## everything CI runs
+TWO := --jobs=2 --output-sync=target
+test: $(VENV)/installed  ## everything CI runs
+	$(MAKE) $(TWO) lint wheel
+	$(MAKE) unit
+	$(MAKE) distributed
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -26,7 +30,7 @@ unit: $(VENV)/installed  ## without torch
 		tests/lab/test_topology.py
 
 distributed: $(VENV)/installed  ## real processes: parity, profile, launch
-	$(MAKE) --jobs=2 --output-sync=target forked started
+	$(MAKE) $(TWO) forked started
 	$(MAKE) alone
 
 forked: $(VENV)/installed  ## ranks are forked from pytest
