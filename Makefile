@@ -5,12 +5,16 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python -P
 export OMP_NUM_THREADS = 1
 
-.PHONY: demo test lint unit distributed lab lab-bench moe-bench nightly parity accuracy bench docs wheel clean
+.PHONY: demo test lint unit distributed forked started alone lab lab-bench moe-bench nightly parity accuracy bench docs wheel clean
 
 demo: $(VENV)/installed  ## profile this machine, plan, launch, verify
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/tiny-llama/demo.sh
 
-test: lint unit distributed wheel  ## everything CI runs
+TWO := --jobs=2 --output-sync=target
+test: $(VENV)/installed  ## everything CI runs
+	$(MAKE) $(TWO) lint wheel
+	$(MAKE) unit
+	$(MAKE) distributed
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -19,14 +23,27 @@ lint: $(VENV)/installed
 	$(BIN)/lint-imports
 	$(PY) tests/check_lengths.py
 
-unit: $(VENV)/installed  ## under a minute, without torch
-	$(PY) -m pytest -m "not distributed" --numprocesses auto --dist worksteal
+# Folders are named, so that no run imports torch or a framework to leave out its tests;
+# tests/unit/test_suites.py holds tests to them.
+unit: $(VENV)/installed  ## without torch
+	$(PY) -m pytest -m "not distributed" --numprocesses auto --dist worksteal tests/unit tests/cli \
+		tests/lab/test_topology.py
 
 distributed: $(VENV)/installed  ## real processes: parity, profile, launch
-	$(PY) -m pytest -m distributed --durations=5
+	$(MAKE) $(TWO) forked started
+	$(MAKE) alone
+
+forked: $(VENV)/installed  ## ranks are forked from pytest
+	$(PY) -m pytest -m "distributed and not (started or timed)" --durations=5 tests/parity tests/frameworks
+
+started: $(VENV)/installed  ## ranks are started by torchrun
+	$(PY) -m pytest -m "started and not timed" --durations=5 tests/parity
+
+alone: $(VENV)/installed  ## what other processes would disturb
+	$(PY) -m pytest -m "timed or (lab and distributed)" --durations=5 tests/parity tests/lab
 
 lab: $(VENV)/installed  ## clusters of unlike hosts, as network namespaces; needs root
-	$(PY) -m pytest -m lab --durations=5
+	$(PY) -m pytest -m lab --durations=5 tests/lab
 
 lab-bench: $(VENV)/installed  ## every layout on clusters of unlike hosts, write docs/lab.md
 	$(PY) -m tests.lab.bench

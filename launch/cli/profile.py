@@ -52,8 +52,9 @@ def run(
         Path | None, typer.Option(help="Links: topology.conf or ibnetdiscover.")
     ] = None,
     budget: Annotated[
-        float, typer.Option(min=1, max=86400, help="Links: seconds to measure.")
-    ] = 60.0,
+        float | None,
+        typer.Option(min=1, max=86400, help="Seconds to measure [30, links 60]."),
+    ] = None,
     serial: Annotated[bool, typer.Option("--serial", help="Links: one pair at a time.")] = False,
     seed: Annotated[int, typer.Option(min=0, max=2**31, help="Links: of sampled pairs.")] = 0,
     address: Annotated[str | None, typer.Option(help="Links: HOST[:PORT] of this host.")] = None,
@@ -87,7 +88,7 @@ def run(
     else:
         if cluster is not None:
             raise UserError("`--cluster` goes with `--analytic`", hint="measuring is done here")
-        result = _measure(model, nproc, seq_len, micro_batches, tp, out, restart)
+        result = _measure(model, nproc, seq_len, micro_batches, tp, out, restart, budget)
     text = encode(result)
     write_atomic(out, text)
     if not analytic:
@@ -124,8 +125,9 @@ def _measure(
     tp: str | None,
     out: Path,
     restart: bool,
+    budget_s: float | None,
 ) -> "Profile":
-    from launch.profiling import measure_profile
+    from launch.profiling import BUDGET_S, measure_profile
     from profiler.catalog import load_device, resolve_model
 
     spec = resolve_model(model)
@@ -143,6 +145,7 @@ def _measure(
             out=out,
             restart=restart,
             progress=(lambda *_: None) if STATE.quiet else progress,
+            budget_s=budget_s or BUDGET_S,
         )
     finally:
         progress.close()

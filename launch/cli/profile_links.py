@@ -26,7 +26,7 @@ def run(
     read: Path | None,
     nics: str | None,
     fabric: Path | None,
-    budget_s: float,
+    budget_s: float | None,
     serial: bool,
     seed: int,
     address: str | None,
@@ -49,7 +49,7 @@ def run(
         links, report = _converted(read, known)
     else:
         assert hosts is not None
-        from launch.link_profiling import How, measure_links
+        from launch.link_profiling import BUDGET_S, How, measure_links
         from launch.link_wire import parse_address
         from launch.profiling import discard_partial
         from launch.scheduler.hosts import read_hosts
@@ -58,7 +58,8 @@ def run(
         own, port = (None, 0) if address is None else parse_address(address)
         how = How(
             hosts=read_hosts(hosts), ssh=None if by_hand else Ssh(), nics=_nics(nics),
-            budget_s=budget_s, serial=serial, seed=seed, address=own, port=port, fabric=known,
+            budget_s=budget_s or BUDGET_S, serial=serial, seed=seed, address=own, port=port,
+            fabric=known,
         )  # fmt: skip
         with _progress() as progress:
             links, report = measure_links(how, out, restart=restart, progress=progress, tell=note)

@@ -17,6 +17,8 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
+gc.disable()  # what imports make stays: to look for garbage on the way takes a third of the time
+
 import torch
 import torch.distributed as dist
 
@@ -41,6 +43,9 @@ from profiler.measure.cases import (
 from profiler.measure.journal import Journal
 from profiler.measure.timer import Agree, Limits
 from profiler.profile import BlockEntry
+
+gc.freeze()
+gc.enable()
 
 OOM_EXIT = 17
 _PATIENCE = timedelta(hours=12)

@@ -8,13 +8,14 @@ result in docs/benchmarks/runtime.md.
 """
 
 import argparse
+import contextlib
 import gc
 import itertools
 import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -172,12 +173,35 @@ def rows(times: dict[str, list[float]], label: str, base_name: str = PLAIN) -> l
     return out
 
 
-def main() -> None:
-    """Run, print, and keep the page where asked."""
+@contextlib.contextmanager
+def alone() -> Iterator[Path]:
+    """One process with one thread and a group of its own; a folder while it lasts."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
+        yield Path(folder)
+        dist.destroy_process_group()
+
+
+def asked_to_write() -> bool:
+    """Whether `--write` is on the command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--write", action="store_true")
-    write = parser.parse_args().write
-    torch.set_num_threads(1)
+    return bool(parser.parse_args().write)
+
+
+def keep(lines: list[str], path: Path, write: bool) -> None:
+    """Print a page, and write it where asked."""
+    page = "\n".join(lines) + "\n"
+    print(page)
+    if write:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(page, encoding="utf-8")
+
+
+def main() -> None:
+    """Run, print, and keep the page where asked."""
+    write = asked_to_write()
     lines = [
         "# The runtime beside a plain PyTorch loop",
         "",
@@ -190,17 +214,11 @@ def main() -> None:
         "| model | loop | step | over the plain loop | middle half |",
         "|---|---|---|---|---|",
     ]
-    with tempfile.TemporaryDirectory() as folder:
-        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
+    with alone():
         for label, model in MODELS.items():
             gc.collect()
             lines += rows(compare(model), label)
-        dist.destroy_process_group()
-    page = "\n".join(lines) + "\n"
-    print(page)
-    if write:
-        PAGE.parent.mkdir(exist_ok=True)
-        PAGE.write_text(page, encoding="utf-8")
+    keep(lines, PAGE, write)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.accuracy.readme import write_block
+from tests.commands import command
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "examples" / "tiny-llama" / "config.json"
@@ -51,10 +52,10 @@ TABLE_HEAD = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}"
 
 def meshwright(*args: object, ok: tuple[int, ...] = (0,)) -> str:
     """Run one of the user's commands; its stdout."""
-    command = [sys.executable, "-P", "-m", "launch.cli.app", *map(str, args)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    argv = command(*args)
+    done = subprocess.run(argv, stdout=subprocess.PIPE, text=True)
     if done.returncode not in ok:
-        sys.exit(f"{' '.join(command)} ended with {done.returncode}")
+        sys.exit(f"{' '.join(argv)} ended with {done.returncode}")
     return done.stdout
 
 

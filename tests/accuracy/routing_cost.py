@@ -9,16 +9,13 @@ one process takes as many however busy the machine is.
 docs/benchmarks/routing.md.
 """
 
-import argparse
 import platform
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from launch.runtime.routing_log import RoutingLog
@@ -29,7 +26,10 @@ from tests.accuracy.lean import (
     JOB,
     MICRO_BATCHES,
     ROOT,
+    alone,
+    asked_to_write,
     in_turn,
+    keep,
     rows,
     runtime_loop,
 )
@@ -84,10 +84,7 @@ def compare(model: ModelSpec, folder: Path) -> list[str]:
 
 def main() -> None:
     """Run, print, and keep the page where asked."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--write", action="store_true")
-    write = parser.parse_args().write
-    torch.set_num_threads(1)
+    write = asked_to_write()
     lines = [
         "# What recording routing costs",
         "",
@@ -101,14 +98,9 @@ def main() -> None:
         "| model | recorded | step | over none | middle half | own calls |",
         "|---|---|---|---|---|---|",
     ]
-    with tempfile.TemporaryDirectory() as folder:
-        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
-        lines += compare(read_model(EXAMPLE), Path(folder))
-        dist.destroy_process_group()
-    page = "\n".join(lines) + "\n"
-    print(page)
-    if write:
-        PAGE.write_text(page, encoding="utf-8")
+    with alone() as folder:
+        lines += compare(read_model(EXAMPLE), folder)
+    keep(lines, PAGE, write)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from profiler.codec import content_id
+from tests import commands
 
 ASK = ("plan", "-m", "llama3-8b", "-c", "h100-2x8", "--global-batch", 256, "--seq-len", 8192)
 COMMANDS = ("profile", "plan", "show", "diff", "launch", "verify", "list", "map", "schema")
@@ -165,8 +166,9 @@ def test_profile_of_another_cluster_is_stale(meshwright):
 
 
 def run_outside(args, cwd, **kwargs):
-    command = [sys.executable, "-P", "-m", "launch.cli.app", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, **kwargs)
+    return subprocess.run(
+        commands.command(*args), capture_output=True, text=True, cwd=cwd, **kwargs
+    )
 
 
 @pytest.mark.parametrize("args", [["--help"], ["plan", "--help"], ["list", "models"]])

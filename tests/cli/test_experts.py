@@ -15,11 +15,17 @@ from profiler.routing.trace import RoutingCounts, RoutingTrace
 from tests.unit.made_routing import drawn_ids, drawn_trace
 
 
+@pytest.fixture(scope="module")
+def content():
+    """Of 2,000 tokens with 30 layers of 300 experts, top 4."""
+    return routing_bytes(drawn_trace(2000, 30, 300, 4))
+
+
 @pytest.fixture
-def trace(tmp_path):
-    """A file of 2,000 tokens with 30 layers of 300 experts, top 4."""
+def trace(tmp_path, content):
+    """A file of that."""
     path = tmp_path / "trace.npz"
-    path.write_bytes(routing_bytes(drawn_trace(2000, 30, 300, 4)))
+    path.write_bytes(content)
     return path
 
 

@@ -7,9 +7,7 @@ them. `python -P -m tests.lab.bench [FOLDER] [--rounds N] [--only TOPOLOGY]` kee
 FOLDER and goes on there.
 """
 
-import argparse
 import os
-import tempfile
 import textwrap
 import time
 from pathlib import Path
@@ -29,7 +27,7 @@ from profiler.links import Links
 from profiler.profile import Profile
 from tests.accuracy.readme import write_block
 from tests.lab import bench_page
-from tests.lab.bench_parts import Case, layout_file, measured_links, profiled, run, say
+from tests.lab.bench_parts import Case, asked, layout_file, measured_links, profiled, run, say
 from tests.lab.lab import Lab
 from tests.lab.ranks import Ranks
 from tests.lab.topology import shipped
@@ -74,13 +72,8 @@ def cases(profile: Profile, by_nic: dict[str, Links]) -> list[Case]:
 
 def main() -> None:
     """Measure what is missing; write the page where all is there."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", nargs="?", type=Path)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--only")
-    args = parser.parse_args()
-    folder = args.folder or Path(tempfile.mkdtemp())
-    folder.mkdir(parents=True, exist_ok=True)
+    args = asked(__doc__)
+    folder: Path = args.folder
     results: dict[str, list[dict[str, Any]]] = {}
     names = (args.only,) if args.only else TOPOLOGIES
     with Ranks() as ranks:

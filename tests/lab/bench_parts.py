@@ -1,5 +1,6 @@
 """What the lab's benchmarks share: a profile of one host, measured links, a run and its row."""
 
+import argparse
 import json
 import statistics
 import sys
@@ -34,6 +35,20 @@ from tests.lab.topology import shipped
 
 PER_HOST = 2
 PROFILE_S = 40.0
+
+
+def asked(description: str | None, *more: str) -> argparse.Namespace:
+    """What a benchmark is asked for: `folder`, made where it is not there, `rounds`, `only`, and
+    options of its own."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("folder", nargs="?", type=Path)
+    parser.add_argument("--rounds", type=int, default=2)
+    for name in ("only", *more):
+        parser.add_argument(f"--{name}")
+    found = parser.parse_args()
+    found.folder = found.folder or Path(tempfile.mkdtemp())
+    found.folder.mkdir(parents=True, exist_ok=True)
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,21 +3,16 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 from profiler.codec import replace
+from tests.commands import LLAMA, command
 from tests.lab import CONTROLLER
 from tests.lab.box import SHARED
 from tests.lab.lab import Lab
 from tests.lab.measure import wait_for
 from tests.lab.topology import Topology, shipped
 
-MODEL = {
-    "model_type": "llama", "vocab_size": 256, "hidden_size": 64, "intermediate_size": 128,
-    "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4,
-    "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
-}  # fmt: skip
 JOB = ("--global-batch", 8, "--seq-len", 64, "--precision", "fp32")
 LAYOUT = "{pp: 2, dp_replicate: 2, micro_batch: 1}"
 """Of four ranks."""
@@ -29,20 +24,15 @@ def unhurried() -> Topology:
     return replace(shipped("uniform"), name="launching", cpu_share=None)
 
 
-def argv(*args: object) -> list[str]:
-    """A command line of `meshwright`."""
-    return [sys.executable, "-P", "-m", "launch.cli.app", *map(str, args)]
-
-
 def make_plan(lab: Lab, name: str = "plan.json", layout: str = LAYOUT, nodes: int = 2) -> Path:
     """A plan for two ranks on each of `nodes` hosts, in the lab's folder; its path in the lab."""
-    lab.shared("config.json").write_text(json.dumps(MODEL))
+    lab.shared("config.json").write_text(json.dumps(LLAMA))
     lab.shared("layout.yaml").write_text(layout)
     ask = (
         "plan", "-m", lab.shared("config.json"), "-c", f"cpu-{nodes}x2", "--layout",
         lab.shared("layout.yaml"), *JOB, "-o", lab.shared(name),
     )  # fmt: skip
-    subprocess.run(argv(*ask), check=True, capture_output=True)
+    subprocess.run(command(*ask), check=True, capture_output=True)
     return SHARED / name
 
 
@@ -50,7 +40,7 @@ def launch(lab: Lab, *args: object, **options: object) -> "subprocess.Popen[str]
     """Start `meshwright launch` on the controller."""
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    return lab.popen(CONTROLLER, argv("launch", *args), text=True, env=env, **(pipes | options))
+    return lab.popen(CONTROLLER, command("launch", *args), text=True, env=env, **(pipes | options))
 
 
 def hosts_of(observed: dict[str, object]) -> list[str]:
@@ -81,4 +71,4 @@ def running(lab: Lab, runs: str) -> Path:
 
 def follow(lab: Lab, *args: object) -> str:
     """What `launch --status` or `--stop` prints on the controller."""
-    return lab.run(CONTROLLER, argv("launch", *args), check=True, timeout_s=120).stdout
+    return lab.run(CONTROLLER, command("launch", *args), check=True, timeout_s=120).stdout

@@ -9,12 +9,9 @@ them. The learning rate is 0, so that routing stays what it was.
 it has in FOLDER and goes on there; `tests.accuracy.moe_page` makes a page of it.
 """
 
-import argparse
 import json
 import math
 import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -34,8 +31,9 @@ from profiler.job import JobSpec
 from profiler.profile import Profile, Timing, TransferEntry
 from profiler.routing.readers import Wanted
 from profiler.routing.trace import RoutingTrace
+from tests.commands import command
 from tests.lab import bench_jobs
-from tests.lab.bench_parts import PER_HOST, Case, measured_links, profiled, run, say
+from tests.lab.bench_parts import PER_HOST, Case, asked, measured_links, profiled, run, say
 from tests.lab.lab import Lab
 from tests.lab.ranks import Ranks
 from tests.lab.topology import shipped
@@ -105,8 +103,7 @@ def trained(mixture: Mixture, folder: Path) -> tuple[Path, RoutingTrace]:
             "--steps", TRAINED - 2, "--checkpoint-every", TRAINED,
         )  # fmt: skip
         for words in (ask, train):
-            command = [sys.executable, "-P", "-m", "launch.cli.app", *map(str, words)]
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            subprocess.run(command(*words), check=True, stdout=subprocess.DEVNULL)
     (path,) = runs.glob("*/routing.npz")
     routing = read_any_routing(path, Wanted(num_experts=None, keys=()))
     assert isinstance(routing, RoutingTrace)
@@ -156,14 +153,8 @@ def cases(mixture: Mixture, facts: Profile, routing: RoutingTrace) -> Iterator[C
 
 def main() -> None:
     """Measure what is missing."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", nargs="?", type=Path)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--model")
-    parser.add_argument("--only")
-    args = parser.parse_args()
-    folder = args.folder or Path(tempfile.mkdtemp())
-    folder.mkdir(parents=True, exist_ok=True)
+    args = asked(__doc__, "model")
+    folder: Path = args.folder
     path = folder / "results.json"
     results: Results = json.loads(path.read_text()) if path.exists() else {}
     with Ranks() as ranks:

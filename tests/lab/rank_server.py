@@ -5,6 +5,7 @@ One JSON line in is a job, one JSON line out its results or its error. It ends w
 
 import contextlib
 import faulthandler
+import gc
 import importlib
 import json
 import os
@@ -61,6 +62,8 @@ class Rank:
 
 def run_job(job: dict[str, Any]) -> dict[str, Any]:
     """Results of all ranks, or the stories of those that failed, in the order in which they did."""
+    importlib.import_module(job["function"].split(":")[0])  # once, not in each rank
+    gc.freeze()  # ranks need not look for garbage among the modules
     with contextlib.ExitStack() as files:
         ranks = []
         for spec in job["ranks"]:

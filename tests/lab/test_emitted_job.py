@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import command
 from tests.lab import CONTROLLER, slurm
 from tests.lab.box import SHARED
 from tests.lab.lab import Lab
-from tests.lab.launching import argv, make_plan, unhurried
+from tests.lab.launching import make_plan, unhurried
 
 pytestmark = [pytest.mark.lab, pytest.mark.distributed, pytest.mark.usefixtures("can_slurm")]
 
@@ -49,8 +50,8 @@ def test_ranks_sit_where_the_plan_has_them(lab):
     emit = ("launch", SHARED / "emitted.json", "--for", "megatron", "--on", "slurm", "--hosts",
             SHARED / "hosts", "-o",
             SHARED / "job")  # fmt: skip
-    lab.run(CONTROLLER, argv(*emit), check=True, timeout_s=60)
-    tools = f"{Path(argv()[0]).parent}{os.pathsep}{os.environ['PATH']}"
+    lab.run(CONTROLLER, command(*emit), check=True, timeout_s=60)
+    tools = f"{Path(command()[0]).parent}{os.pathsep}{os.environ['PATH']}"
     env = os.environ | {"MEGATRON": str(SHARED / "megatron"), "DATA_PATH": "mock", "PATH": tools}
     script = str(SHARED / "job" / "job.sh")
     submit = ["sbatch", "--wait", "--partition=all", "--time=3", script]

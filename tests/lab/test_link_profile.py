@@ -11,6 +11,7 @@ import pytest
 
 from profiler.codec import replace
 from profiler.link_files import read_link_report, read_links
+from tests import commands
 from tests.lab import slurm, ssh
 from tests.lab.lab import Lab
 from tests.lab.measure import wait_for
@@ -26,9 +27,9 @@ def command(lab, folder, *words):
     """The command line, and where it writes."""
     hosts = folder / "hosts"
     hosts.write_text("".join(f"{host.name}\n" for host in lab.topology.hosts))
-    program = [sys.executable, "-P", "-m", "launch.cli.app", "profile", "--links"]
     out = folder / "links.json"
-    return [*program, "--hosts", str(hosts), "--budget", "8", "-o", str(out), *words], out
+    ask = ("profile", "--links", "--hosts", hosts, "--budget", 8, "-o", out, *words)
+    return commands.command(*ask), out
 
 
 def measured(lab, folder, *words):
@@ -98,7 +99,6 @@ def test_the_bad_link_then_the_bad_nic_are_named(tmp_path):
         assert out[:3].min() > 500
 
 
-@pytest.mark.usefixtures("can_slurm")
 def slower(topology, times):
     """The topology with all NICs at a part of their rates."""
     hosts = tuple(
@@ -111,6 +111,7 @@ def slower(topology, times):
     return replace(topology, name="slower-nics", hosts=hosts)
 
 
+@pytest.mark.usefixtures("can_slurm")
 def test_two_nics_are_measured_apart_by_agents_that_srun_starts(tmp_path):
     # Without quotas: ranks of a job that have a fifth of a core measure their processor.
     # A quarter of the rates: both NICs at once must not measure the processors of this machine.

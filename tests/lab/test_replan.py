@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 
 from launch.checkpoints import checkpoint_root, complete_checkpoints, step_of
 from launch.records import rank_files, read_rank_file, steps_of_all
+from tests import commands
 from tests.lab.lab import ROOT, Lab
 from tests.lab.measure import wait_for
 from tests.lab.topology import Host, Nic, Topology
@@ -24,7 +24,6 @@ VICTIM, EVERY, MORE = 1, 3, 4
 LAYOUT = "pp: 3\ndp_replicate: 2\nschedule: 1f1b\n"
 SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 5}
 WORK = "/run/lab/work"
-MESHWRIGHT = (sys.executable, "-P", "-m", "launch.cli.app")
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +38,7 @@ def hosts():
 
 def meshwright(lab: Lab, *words: object, code: int = 0) -> str:
     """What a command says on the controller, in the shared folder."""
-    argv = ["sh", "-c", 'cd "$0" && exec "$@"', WORK, *MESHWRIGHT, *map(str, words)]
+    argv = ["sh", "-c", 'cd "$0" && exec "$@"', WORK, *commands.command(*words)]
     done = lab.run("ctl", argv)
     assert done.returncode == code, done.stderr
     return done.stdout

@@ -143,7 +143,7 @@ def test_status_and_stop_of_a_run(lab):
 
 
 def test_after_a_fault_all_ranks_are_started_again(lab):
-    again = ("--steps", 100, "--checkpoint-every", 10, "--max-restarts", 1, "--json")
+    again = ("--steps", 50, "--checkpoint-every", 10, "--max-restarts", 1, "--json")
     with on_hosts(lab, "again", *again) as process:
         run = running(lab, "again")
         header = (run / "ranks" / "rank-00003.jsonl").read_text().splitlines()[0]
@@ -152,7 +152,7 @@ def test_after_a_fault_all_ranks_are_started_again(lab):
     assert process.returncode == 0, err
     assert "warning: host host0: rank 3 was killed by signal 9 (SIGKILL)" in err
     observed = json.loads(out)
-    assert (observed["restarts"], observed["steps_done"]) == (1, 102)
+    assert (observed["restarts"], observed["steps_done"]) == (1, 52)
     assert hosts_of(observed) == ["host2", "host2", "host0", "host0"]
 
 

@@ -8,6 +8,7 @@ no model itself.
 import contextlib
 import ctypes
 import datetime
+import gc
 import os
 import pickle
 import signal
@@ -51,6 +52,7 @@ def _forked(
     """rank -> pid of the ranks that still run; none is left at the end."""
     pids: dict[int, int] = {}
     parent = os.getpid()
+    gc.freeze()  # ranks need not look for garbage among the modules, nor copy their pages for it
     try:
         for rank in range(world_size):
             pid = os.fork()
@@ -62,6 +64,7 @@ def _forked(
         for pid in pids.values():
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
+        gc.unfreeze()
 
 
 def _child(

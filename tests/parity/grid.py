@@ -184,12 +184,12 @@ def first_weights(names: dict[str, Tensor]) -> dict[str, Tensor]:
 Parts = list[tuple[str, tuple[int, ...], tuple[int, ...], Tensor]]
 
 
-def trainer_of(case: Case, recorder: Recorder | None = None) -> Trainer:
-    """This rank's trainer, with the first weights."""
+def trainer_of(case: Case, recorder: Recorder | None = None, *, seed: int = SEED) -> Trainer:
+    """This rank's trainer, with the first weights of a seed."""
     mesh = build_mesh(case.config, case.placement, "cpu")
     return Trainer(
         case.model, case.job, case.config, case.placement, mesh=mesh, device=torch.device("cpu"),
-        recorder=recorder or Recorder(mesh.axis_of_group()), seed=SEED, clip_norm=CLIP,
+        recorder=recorder or Recorder(mesh.axis_of_group()), seed=seed, clip_norm=CLIP,
         dtype=case.dtype, make_optimizer=lambda ps: make_optimizer(case.optimizer, ps, case.lr),
     )  # fmt: skip
 
@@ -203,8 +203,17 @@ def part_of_batch(trainer: Trainer, case: Case, step: int) -> tuple[Tensor, Tens
     return inputs[first : first + each], targets[first : first + each]
 
 
+def parts_of(trainer: Trainer) -> Parts:
+    """This rank's chunks of the weights (name, shape, offset, values)."""
+    return [
+        (c.name, c.shape, c.offset, weight.detach()[c.where].clone())
+        for held, weight in zip(trainer.held, trainer.weights, strict=True)
+        for c in held.chunks
+    ]
+
+
 def train_rank(case: Case) -> tuple[list[float], list[float], Parts]:
-    """Losses, gradient norms, and this rank's chunks (name, shape, offset, values)."""
+    """Losses, gradient norms, and this rank's chunks."""
     trainer = trainer_of(case)
     losses, norms = [], []
     for step in range(case.steps):
@@ -213,9 +222,4 @@ def train_rank(case: Case) -> tuple[list[float], list[float], Parts]:
         result = trainer.step(*part_of_batch(trainer, case, step))
         losses += [] if result.loss is None else [result.loss.item()]
         norms.append(result.grad_norm or 0.0)
-    parts = [
-        (c.name, c.shape, c.offset, weight.detach()[c.where].clone())
-        for held, weight in zip(trainer.held, trainer.weights, strict=True)
-        for c in held.chunks
-    ]
-    return losses, norms, parts
+    return losses, norms, parts_of(trainer)

@@ -1,6 +1,5 @@
 """Training goes on from a checkpoint as if nothing had happened, on the same layout or another."""
 
-import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from cases import DEEP, DENSE, MOE, TIE, layers, small
 from fork import run_ranks
-from grid import BATCH, DEEPSEEK, JOB, LLAMA, MIXTRAL, TIED, Case, batch, make_optimizer
+from grid import SEED, Case, part_of_batch, trainer_of
 
 from launch.checkpoints import (
     checkpoint_root,
@@ -23,8 +23,6 @@ from launch.checkpoints import (
     sweep,
 )
 from launch.runtime.checkpoint import Checkpoints
-from launch.runtime.mesh import build_mesh
-from launch.runtime.record import Recorder
 from launch.runtime.trainer import Trainer
 from planner.config import ExpertSlots
 from profiler.errors import UserError
@@ -32,33 +30,20 @@ from profiler.errors import UserError
 pytestmark = pytest.mark.distributed
 
 SAVE_AT, STEPS = 2, 5
-REPLICATED = (ExpertSlots(slots=((0, 3, 5), (1, 2, 4, 6, 7, 0))),) * 5
-
-
-def _trainer(case: Case, dtype: torch.dtype, seed: int) -> Trainer:
-    mesh = build_mesh(case.config, case.placement, "cpu")
-    return Trainer(
-        case.model, JOB, case.config, case.placement, mesh=mesh, recorder=Recorder(),
-        make_optimizer=lambda ps: make_optimizer("adamw", ps), device=torch.device("cpu"),
-        seed=seed, dtype=dtype,
-    )  # fmt: skip
+REPLICATED = (ExpertSlots(slots=((0, 3, 5), (1, 2, 4, 6, 7, 0))),) * 2
 
 
 def _steps(trainer: Trainer, case: Case, first: int, end: int) -> list[float]:
-    place, config = trainer.mesh.coordinate, case.config
-    each = BATCH // config.num_replicas
-    start = (place["dp_replicate"] * config.dp_shard + place["dp_shard"]) * each
     losses = []
     for step in range(first, end):
-        inputs, targets = (t[start : start + each] for t in batch(step))
-        loss = trainer.step(inputs, targets).loss
+        loss = trainer.step(*part_of_batch(trainer, case, step)).loss
         losses += [] if loss is None else [loss.item()]
     return losses
 
 
-def _save(case: Case, root: Path, dtype: torch.dtype) -> list[float]:
+def _save(case: Case, root: Path) -> list[float]:
     """Losses of all steps; the state after SAVE_AT is saved while training goes on."""
-    trainer = _trainer(case, dtype, seed=7)
+    trainer = trainer_of(case)
     checkpoints = Checkpoints(trainer, root, keep=1)
     losses = _steps(trainer, case, 0, SAVE_AT)
     checkpoints.save(SAVE_AT)
@@ -67,8 +52,8 @@ def _save(case: Case, root: Path, dtype: torch.dtype) -> list[float]:
     return losses
 
 
-def _resume(case: Case, root: Path, dtype: torch.dtype) -> list[float]:
-    trainer = _trainer(case, dtype, seed=8)  # other first values: they must not matter
+def _resume(case: Case, root: Path) -> list[float]:
+    trainer = trainer_of(case, seed=SEED + 1)  # other first values: they must not matter
     checkpoints = Checkpoints(trainer, root, keep=1)
     folder = checkpoints.newest()
     assert folder is not None
@@ -84,62 +69,61 @@ def _curve(results: list[Any]) -> list[float]:
 
 
 PAIRS = {
-    "one-to-tp2-pp2": (Case(), Case(tp=2, pp=2)),
+    "one-to-tp2-pp2": (small(), small(tp=2, pp=2)),
     "tp2-zero3-to-cp2-pp2-zbv": (
-        Case(tp=2, shard=2, zero=3),
-        Case(cp=2, pp=2, vpp=2, schedule="zbv"),
+        small(tp=2, shard=2, zero=3),
+        small(cp=2, pp=2, vpp=2, schedule="zbv"),
     ),
     "dp2-zero1-permuted-to-zero2": (
-        Case(dp=2, shard=2, zero=1, ranks=(2, 0, 3, 1)),
-        Case(shard=4, zero=2),
+        small(dp=2, shard=2, zero=1, ranks=(2, 0, 3, 1)),
+        small(shard=4, zero=2),
     ),
     "experts-to-other-places": (
-        Case(model=MIXTRAL, dp=2, ep=2, experts=REPLICATED),
-        Case(model=MIXTRAL, shard=4, zero=1, ep=2),
+        small(model=MOE, dp=2, ep=2, experts=REPLICATED),
+        small(model=MOE, shard=4, zero=1, ep=2),
     ),
     "etp-to-zero3-ep": (
-        Case(model=DEEPSEEK, tp=2, etp=2),
-        Case(model=DEEPSEEK, shard=2, zero=3, ep=2),
+        small(model=DEEP, tp=2, etp=2),
+        small(model=DEEP, shard=2, zero=3, ep=2),
     ),
-    "tied-one-to-two-copies": (Case(model=TIED), Case(model=TIED, shard=2, zero=1, pp=2)),
-    "two-copies-to-tied-one": (Case(model=TIED, shard=2, zero=2), Case(model=TIED, tp=2)),
+    "tied-one-to-two-copies": (small(model=TIE), small(model=TIE, shard=2, zero=1, pp=2)),
+    "two-copies-to-tied-one": (small(model=TIE, shard=2, zero=2), small(model=TIE, tp=2)),
 }
 
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_another_layout_goes_on_with_the_same_curve(name: str, tmp_path: Path) -> None:
     before, after = PAIRS[name]
-    dtype = torch.float64
-    whole = _curve(run_ranks(before.config.num_devices, _save, before, tmp_path, dtype))
-    rest = _curve(run_ranks(after.config.num_devices, _resume, after, tmp_path, dtype))
+    whole = _curve(run_ranks(before.config.num_devices, _save, before, tmp_path))
+    rest = _curve(run_ranks(after.config.num_devices, _resume, after, tmp_path))
     assert rest == pytest.approx(whole[SAVE_AT:], rel=1e-12)
     assert rest != pytest.approx([whole[0]] * len(rest), rel=1e-3)
 
 
 def test_low_precision_goes_on_bit_for_bit(tmp_path: Path) -> None:
-    case = Case(dp=2, pp=2)
-    whole = run_ranks(4, _save, case, tmp_path, torch.bfloat16)
-    rest = run_ranks(4, _resume, case, tmp_path, torch.bfloat16)
+    case = small(dp=2, pp=2, dtype=torch.bfloat16)
+    whole = run_ranks(4, _save, case, tmp_path)
+    rest = run_ranks(4, _resume, case, tmp_path)
     assert [curve[SAVE_AT:] for curve in whole] == rest
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
-    run_ranks(1, _save, Case(), tmp_path, torch.float64)
-    other = Case(model=dataclasses.replace(LLAMA, num_layers=6))
+    run_ranks(1, _save, small(), tmp_path)
+    other = small(model=layers(DENSE, 3))
     with pytest.raises(AssertionError, match=r"the checkpoint holds \(64, 32\) of|does not have"):
-        run_ranks(1, _resume, other, tmp_path, torch.float64)
+        run_ranks(1, _resume, other, tmp_path)
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run's folder with checkpoints of two steps."""
     run = tmp_path_factory.mktemp("run")
-    run_ranks(2, _save_twice, Case(dp=2), checkpoint_root(run))
+    run_ranks(2, _save_twice, small(dp=2), checkpoint_root(run))
     return run
 
 
 def _save_twice(case: Case, root: Path) -> None:
-    trainer = _trainer(case, torch.float64, seed=7)
+    trainer = trainer_of(case)
     checkpoints = Checkpoints(trainer, root, keep=2)
     for step in (1, 2, 3):
         _steps(trainer, case, step - 1, step)

@@ -9,7 +9,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,15 +17,11 @@ from typing import Any
 import pytest
 
 from launch.checkpoints import checkpoint_root, complete_checkpoints, damage
+from tests.commands import LLAMA, command, meshwright
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.started]
 
-CONFIG = {
-    "model_type": "llama", "vocab_size": 256, "hidden_size": 64, "intermediate_size": 128,
-    "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4,
-    "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
-}  # fmt: skip
-MOE_CONFIG = CONFIG | {
+MOE = LLAMA | {
     "model_type": "mixtral", "num_hidden_layers": 2, "num_local_experts": 8,
     "num_experts_per_tok": 2,
 }  # fmt: skip
@@ -34,20 +29,10 @@ STEPS, EVERY, KILL_AFTER = 28, 5, 12
 RUN = ("--warmup", 2, "--steps", STEPS - 2, "--checkpoint-every", EVERY)
 
 
-def command(*args: object) -> list[str]:
-    return [sys.executable, "-P", "-m", "launch.cli.app", *map(str, args)]
-
-
-def meshwright(folder: Path, *args: object, code: int = 0) -> "subprocess.CompletedProcess[str]":
-    done = subprocess.run(command(*args), cwd=folder, capture_output=True, text=True, timeout=200)
-    assert done.returncode == code, done.stderr
-    return done
-
-
 def make_plan(
     folder: Path, cluster: str, layout: str, config: dict[str, Any] | None = None
 ) -> Path:
-    (folder / "config.json").write_text(json.dumps(config or CONFIG))
+    (folder / "config.json").write_text(json.dumps(config or LLAMA))
     (folder / "layout.yaml").write_text(layout)
     meshwright(
         folder, "plan", "-m", "config.json", "-c", cluster, "--layout", "layout.yaml",
@@ -120,7 +105,7 @@ def test_a_killed_rank_is_started_again_from_the_last_checkpoint(
 
 
 def test_experts_that_moved_are_where_they_were_after_a_restart(tmp_path: Path) -> None:
-    make_plan(tmp_path, "cpu-1x2", "{dp_replicate: 2, ep: 2, micro_batch: 1}", MOE_CONFIG)
+    make_plan(tmp_path, "cpu-1x2", "{dp_replicate: 2, ep: 2, micro_batch: 1}", MOE)
     still = meshwright(tmp_path, "launch", "plan.json", *RUN, "--runs", "still", "--json")
     assert json.loads(still.stdout)["moves"] == []
     moves = ("--rebalance-experts-every", EVERY, "--rebalance-experts-gain", 0)

@@ -1,14 +1,10 @@
 """What the planner says that a rank holds is what the runtime's rank holds, box by box."""
 
 import pytest
-import torch
 from fork import run_ranks
-from grid import DEEPSEEK, JOB, MIXTRAL, QWEN2, QWEN2_MOE, QWEN3, TIED, Case, make_optimizer
+from grid import DEEPSEEK, MIXTRAL, QWEN2, QWEN2_MOE, QWEN3, TIED, Case, trainer_of
 
 from launch.runtime.checkpoint import ready_optimizer, state_of
-from launch.runtime.mesh import build_mesh
-from launch.runtime.record import Recorder
-from launch.runtime.trainer import Trainer
 from planner.config import ExpertSlots
 from planner.holdings import Box, Holdings
 from profiler.tensors import tensors_of
@@ -35,12 +31,7 @@ CASES = {
 
 def _held(case: Case) -> list[tuple[str, Box]]:
     """This rank's boxes of weights, of both moments alike, and of buffers, from its state."""
-    mesh = build_mesh(case.config, case.placement, "cpu")
-    trainer = Trainer(
-        case.model, JOB, case.config, case.placement, mesh=mesh, recorder=Recorder(),
-        make_optimizer=lambda ps: make_optimizer("adamw", ps), device=torch.device("cpu"),
-        seed=7, dtype=torch.float32,
-    )  # fmt: skip
+    trainer = trainer_of(case)
     ready_optimizer(trainer, 1)
     found: dict[str, list[tuple[str, Box]]] = {}
     for key, boxes in state_of(trainer)[0].items():

@@ -5,40 +5,24 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.distributed
+from tests.commands import LLAMA, command, meshwright
 
-ROOT = Path(__file__).resolve().parents[2]
-CONFIG = {
-    "model_type": "llama", "vocab_size": 256, "hidden_size": 64, "intermediate_size": 128,
-    "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4,
-    "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
-}  # fmt: skip
-
-
-def command(*args):
-    return [sys.executable, "-P", "-m", "launch.cli.app", *map(str, args)]
-
-
-def meshwright(folder, *args, code=0):
-    done = subprocess.run(command(*args), cwd=folder, capture_output=True, text=True, timeout=300)
-    assert done.returncode == code, done.stderr
-    return done
+pytestmark = [pytest.mark.distributed, pytest.mark.started]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A profile of a very small model on two processes, and a plan from it."""
     folder = tmp_path_factory.mktemp("loop")
-    (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "config.json").write_text(json.dumps(LLAMA))
     meshwright(
         folder, "profile", "-m", "config.json", "--nproc", 2, "--seq-len", 64,
-        "--micro-batches", "1,2",
+        "--micro-batches", "1,2", "--budget", 6,
     )  # fmt: skip
     ask = ("plan", "-m", "config.json", "--profile", "profile.json", "--global-batch", 4)
     meshwright(folder, *ask, "--pin", "pp=2,mbs=1,split=3,1")
@@ -85,14 +69,6 @@ def test_launch_and_verify(folder):
     meshwright(folder, "verify", run / "plan.json", run / "observed.json", "--tolerance", 0, code=4)
 
 
-def test_a_second_run_keeps_the_first(folder):
-    plan = json.loads((folder / "plan.json").read_text())
-    first = (folder / "runs" / plan["id"] / "observed.json").read_bytes()
-    meshwright(folder, "launch", "plan.json", "--steps", 1)
-    assert (folder / "runs" / plan["id"] / "observed.json").read_bytes() == first
-    assert (folder / "runs" / f"{plan['id']}-2" / "observed.json").exists()
-
-
 def children(pid):
     """All descendants of a process."""
     found = []
@@ -117,8 +93,9 @@ def wait_until_gone(pids):
 
 
 @contextlib.contextmanager
-def training(folder, runs):
-    """A launch without end that has made its first steps: (process, folder of its run)."""
+def training(folder, runs, number=1):
+    """A launch without end that has made its first steps: (process, folder of its run, which is
+    the plan's first or so in `runs`)."""
     process = subprocess.Popen(
         command("launch", "plan.json", "--steps", 100000, "--runs", runs),
         cwd=folder,
@@ -131,7 +108,7 @@ def training(folder, runs):
             if line.startswith("step 3 "):
                 break
         plan = json.loads((folder / "plan.json").read_text())
-        yield process, folder / runs / plan["id"]
+        yield process, folder / runs / (plan["id"] if number == 1 else f"{plan['id']}-{number}")
     finally:
         process.kill()
 
@@ -163,11 +140,16 @@ def test_ranks_end_with_a_killed_launcher(folder):
     wait_until_gone(started)
 
 
-def test_a_rank_that_dies_fails_the_run_with_its_cause(folder):
-    with training(folder, "runs-dies") as (process, run):
+def test_a_rank_that_dies_fails_the_run_with_its_cause_and_an_earlier_run_is_kept(folder):
+    plan = json.loads((folder / "plan.json").read_text())
+    observed = folder / "runs" / plan["id"] / "observed.json"
+    first = observed.read_bytes()
+    with training(folder, "runs", 2) as (process, run):
         header = (run / "ranks" / "rank-00001.jsonl").read_text().splitlines()[0]
         os.kill(json.loads(header)["pid"], signal.SIGKILL)
         _, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "error: the run failed: " in err
     assert json.loads((run / "status.json").read_text())["state"] == "failed"
+    assert observed.read_bytes() == first
+    assert len(json.loads((run / "observed.json").read_text())["losses"]) >= 3

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from launch import profiling
-from profiler.cluster import DeviceSpec
 from profiler.codec import encode
 from profiler.errors import UserError
 from profiler.measure.cases import BlockCase, ProfileInputs
 from profiler.measure.journal import LOCK, Journal
 from profiler.model import ModelSpec
 from profiler.profile import Environment, Profile
+from tests.unit import facts
 
 pytestmark = pytest.mark.distributed
 MODEL = ModelSpec(
@@ -33,16 +33,7 @@ MODEL = ModelSpec(
     ffn_hidden_size=48,
 )
 SEQ_LEN = 16
-DEVICE = DeviceSpec(
-    name="cpu",
-    memory_bytes=2**30,
-    flops_per_s={"fp32": 1e11},
-    memory_bytes_per_s=1e10,
-    gemm_efficiency=0.5,
-    memory_efficiency=0.5,
-    launch_s=1e-5,
-    is_host=True,
-)
+DEVICE = facts.core()
 TOO_LARGE = 10**9
 
 
@@ -66,6 +57,7 @@ def profile(tmp_path_factory: pytest.TempPathFactory) -> Profile:
     )
 
 
+@pytest.mark.timed
 def test_every_block_has_times_and_memory(profile: Profile) -> None:
     fine = [b for b in profile.blocks if b.status == "ok"]
     assert {(b.block, b.tp, b.micro_batch) for b in fine} == {
@@ -91,6 +83,7 @@ def test_every_block_has_times_and_memory(profile: Profile) -> None:
             assert (entry.backward_collective_s > 0) == (entry.tp > 1)
 
 
+@pytest.mark.timed
 def test_a_micro_batch_that_cannot_be_allocated_is_oom_and_the_rest_goes_on(
     profile: Profile,
 ) -> None:
@@ -102,6 +95,7 @@ def test_a_micro_batch_that_cannot_be_allocated_is_oom_and_the_rest_goes_on(
     assert {e.active for e in profile.sharing} == {1, 2}  # measured after all of them
 
 
+@pytest.mark.timed
 def test_links_and_sharing_are_there(profile: Profile) -> None:
     pairs = {e.ranks for e in profile.transfers if e.op == "p2p"}
     assert pairs == {(0, 1), (1, 0)}
@@ -210,6 +204,7 @@ def _starts(journal: Journal) -> list[str]:
     return [line["case"] for line in lines if line["event"] == "start"]
 
 
+@pytest.mark.started
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path, how: signal.Signals) -> None:
     out = tmp_path / "profile.json"
@@ -247,6 +242,7 @@ def _kill_a_worker(journal: Journal, how: signal.Signals) -> None:
     os.kill(mine[0], how)
 
 
+@pytest.mark.started
 def test_a_worker_that_the_kernel_kills_ran_out_of_memory(tmp_path: Path) -> None:
     killed: list[str] = []
     journal = Journal(profiling.partial_folder(tmp_path / "profile.json"))
@@ -261,6 +257,7 @@ def test_a_worker_that_the_kernel_kills_ran_out_of_memory(tmp_path: Path) -> Non
     assert sum(b.status == "ok" for b in profile.blocks) >= 10
 
 
+@pytest.mark.started
 def test_a_case_that_crashes_twice_is_named(tmp_path: Path) -> None:
     journal = Journal(profiling.partial_folder(tmp_path / "profile.json"))
     crashed: list[str] = []

@@ -11,7 +11,7 @@ import torch
 from cases import DEEP, DROP, MOE, REPLICAS, small
 from compare import compare, outcome
 from fork import run_ranks
-from grid import Case, part_of_batch, trainer_of
+from grid import Case, part_of_batch, parts_of, trainer_of
 
 from launch.recipe import recipe_of
 from launch.runtime.checkpoint import Checkpoints, places_in
@@ -82,12 +82,7 @@ def _train(case: Case, gain: float | None, root: Path | None = None, first: int 
         if root is not None and not first and step == EVERY:
             checkpoints.save(step + 1)
             checkpoints.wait()
-    parts = [
-        (c.name, c.shape, c.offset, weight.detach()[c.where].clone())
-        for held, weight in zip(trainer.held, trainer.weights, strict=True)
-        for c in held.chunks
-    ]
-    return (losses, norms, parts), rows, places
+    return (losses, norms, parts_of(trainer)), rows, places
 
 
 def _alone(case: Case) -> Case:

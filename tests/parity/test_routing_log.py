@@ -9,16 +9,13 @@ import pytest
 import torch
 from cases import CASES, DROP, MOE, small
 from fork import run_ranks
-from grid import SEED, Case, batch, make_optimizer
+from grid import SEED, Case, batch, part_of_batch, trainer_of
 
 from launch.routing_parts import join, part_paths, sampled_tokens, save_joined
 from launch.runtime.experts import MoE
-from launch.runtime.mesh import build_mesh
 from launch.runtime.model import Stage
 from launch.runtime.pieces import first_value
-from launch.runtime.record import Recorder
 from launch.runtime.routing_log import RoutingLog
-from launch.runtime.trainer import Trainer
 from profiler.errors import UserError
 from profiler.routing.trace import RoutingTrace
 
@@ -34,25 +31,14 @@ LAYOUTS = (
 
 def record(case: Case, folder: Path, share: float = SHARE, steps: tuple[int, ...] = (0, 1)) -> None:
     """Train a rank's part for some steps, and write what it recorded of them."""
-    config = case.config
-    mesh = build_mesh(config, case.placement, "cpu")
-    recorder = Recorder(mesh.axis_of_group())
-    trainer = Trainer(
-        case.model, case.job, config, case.placement, mesh=mesh, device=torch.device("cpu"),
-        recorder=recorder, seed=SEED, dtype=case.dtype,
-        make_optimizer=lambda ps: make_optimizer(case.optimizer, ps, case.lr),
-    )  # fmt: skip
+    trainer = trainer_of(case)
     log = RoutingLog(
-        trainer, case.job, config, recorder, share=share, seed=SEED, run_dir=folder,
-        first_step=steps[0],
+        trainer, case.job, case.config, trainer._recorder, share=share, seed=SEED,
+        run_dir=folder, first_step=steps[0],
     )  # fmt: skip
-    each = case.batch // config.num_replicas
-    place = mesh.coordinate
-    first = (place["dp_replicate"] * config.dp_shard + place["dp_shard"]) * each
     for step in steps:
-        inputs, targets = (t[first : first + each] for t in batch(step, case.batch, case.seq_len))
         log.begin(step, torch.device("cpu"))
-        trainer.step(inputs, targets)
+        trainer.step(*part_of_batch(trainer, case, step))
         log.end()
     log.flush()
 

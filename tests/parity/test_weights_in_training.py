@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from fork import run_ranks
-from grid import BATCH, JOB, Case, batch, make_optimizer
+from grid import Case, batch, part_of_batch, trainer_of
 from test_huggingface_weights import loaded, tiny_model
 from test_profile import DEVICE, MODEL, SEQ_LEN
 
@@ -18,7 +18,6 @@ from launch.runtime.export import export
 from launch.runtime.huggingface import HfWeights
 from launch.runtime.mesh import build_mesh
 from launch.runtime.record import Recorder
-from launch.runtime.trainer import Trainer
 from planner.config import ParallelConfig, Placement
 from profiler.codec import replace
 from profiler.errors import UserError
@@ -35,21 +34,14 @@ LAYOUTS = {
 
 def _train(case: Case, folder: Path, root: Path) -> list[float]:
     """Loss of the first step from the folder's weights; the state before it is saved."""
-    mesh = build_mesh(case.config, case.placement, "cpu")
-    trainer = Trainer(
-        case.model, JOB, case.config, case.placement, mesh=mesh, recorder=Recorder(),
-        make_optimizer=lambda ps: make_optimizer("adamw", ps), device=torch.device("cpu"), seed=0,
-    )  # fmt: skip
+    trainer = trainer_of(case)
     with HfWeights(folder, case.model) as weights:
         trainer.set_values(lambda name, _shape: weights.get(name))
         trainer.set_buffers(weights.get)
     checkpoints = Checkpoints(trainer, root, keep=1)
     checkpoints.save(1)
     checkpoints.wait()
-    place, each = mesh.coordinate, BATCH // case.config.num_replicas
-    first = (place["dp_replicate"] * case.config.dp_shard + place["dp_shard"]) * each
-    inputs, targets = (t[first : first + each] for t in batch(0))
-    loss = trainer.step(inputs, targets).loss
+    loss = trainer.step(*part_of_batch(trainer, case, 0)).loss
     return [] if loss is None else [loss.item()]
 
 
@@ -59,7 +51,7 @@ def test_a_layout_trains_the_weights_it_was_given_and_gives_them_back(
 ) -> None:
     model, theirs = tiny_model(name)
     theirs.save_pretrained(tmp_path / "hf")
-    case = Case(model=model, **LAYOUTS[name])  # type: ignore[arg-type]
+    case = Case(model=model, dtype=torch.float32, **LAYOUTS[name])  # type: ignore[arg-type]
     root = tmp_path / "checkpoints"
     losses = run_ranks(case.config.num_devices, _train, case, tmp_path / "hf", root)
     inputs, targets = batch(0)
@@ -123,6 +115,7 @@ def _sum_over(config: ParallelConfig) -> float:
     return float(value)
 
 
+@pytest.mark.started
 def test_experts_are_profiled_as_they_are_laid_out(tmp_path: Path) -> None:
     moe = dataclasses.replace(
         MODEL, family="mixtral", num_experts=4, num_experts_per_token=2, first_dense_layers=1

@@ -33,7 +33,7 @@ from profiler.job import JobSpec
 from profiler.model import ModelSpec
 from profiler.profile import Environment, Profile
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.started]
 
 MODEL = ModelSpec(
     name="tiny", family="llama", vocab_size=256, hidden_size=32, num_layers=2, num_heads=4,
@@ -202,6 +202,7 @@ def _waits_seen() -> tuple[int, int, float, float]:
     return len(rows), num_issued, sum(c[4] - c[3] for c in rows), profiled.cpu_time_total * 1e-6
 
 
+@pytest.mark.timed
 def test_the_recorder_sees_every_wait_of_functional_collectives() -> None:
     for num_recorded, num_issued, waited_s, profiled_s in run_ranks(2, _waits_seen):
         assert num_recorded == num_issued > 20

@@ -43,6 +43,12 @@ def device(**changes: object) -> DeviceSpec:
     return replace(spec, **changes)
 
 
+def core() -> DeviceSpec:
+    """A core of a host, for what is measured on it."""
+    rates = {"flops_per_s": {"fp32": 1e11}, "gemm_efficiency": 0.5, "memory_efficiency": 0.5}
+    return device(name="cpu", memory_bytes=2**30, launch_s=1e-5, is_host=True, **rates)
+
+
 def cluster(num_nodes: int = 1, per_node: int = 4, **changes: object) -> ClusterSpec:
     """Nodes of toy devices; `changes` are fields of the node group."""
     group = NodeGroup(

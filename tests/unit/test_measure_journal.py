@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from launch import profiling
-from profiler.cluster import DeviceSpec
 from profiler.errors import UserError
 from profiler.measure.cases import (
     BlockCase,
@@ -25,6 +24,7 @@ from profiler.measure.cases import (
 from profiler.measure.journal import Journal, discard, open_journal
 from profiler.model import ModelSpec
 from profiler.profile import Environment, SharingEntry
+from tests.unit import facts
 
 MODEL = ModelSpec(
     name="tiny",
@@ -49,16 +49,7 @@ INPUTS = ProfileInputs(
     environment=Environment(host="here"),
 )
 RESULT = CaseResult(sharing=(SharingEntry(active=2, slowdown=1.5, spread=0.1, source="measured"),))
-DEVICE = DeviceSpec(
-    name="cpu",
-    memory_bytes=2**30,
-    flops_per_s={"fp32": 1e11},
-    memory_bytes_per_s=1e10,
-    gemm_efficiency=0.5,
-    memory_efficiency=0.5,
-    launch_s=1e-5,
-    is_host=True,
-)
+DEVICE = facts.core()
 
 
 def opened(tmp_path: Path) -> Journal:
