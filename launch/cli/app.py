@@ -105,17 +105,25 @@ def run(argv: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         _report(UserError("interrupted", kind="interrupted"), as_json)
         return Exit.INTERRUPTED
-    except SystemExit as e:  # how the parser ends what a shell asks of completion
+    except (
+        SystemExit
+    ) as e:  # how the parser ends what a shell asks of completion, and a broken pipe
+        if isinstance(e.__context__, BrokenPipeError):
+            return _reader_left()
         return e.code if isinstance(e.code, int) else Exit.OK
     except BrokenPipeError:
-        # The reader of our output left (`| head`): nothing to say, and nowhere to say it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return Exit.OK
+        return _reader_left()
     except Exception as e:
         if hasattr(e, "format_message"):  # a usage error of the command line parser
             return _usage(e, as_json)
         _report(_bug(e), as_json, code="bug")
         return Exit.BUG
+
+
+def _reader_left() -> int:
+    """The reader of our output left (`| head`): nothing to say, and nowhere to say it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno() if sys.__stdout__ else 1)
+    return Exit.OK
 
 
 def _usage(e: Any, as_json: bool) -> int:

@@ -186,10 +186,14 @@ def test_a_module_of_the_user_does_not_shadow_ours(tmp_path):
     assert run_outside(["list", "models"], tmp_path).returncode == 0
 
 
-def test_a_reader_that_leaves_is_no_error(tmp_path):
-    command = f"{sys.executable} -P -m launch.cli.app list | head -1"
-    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, cwd=tmp_path)
-    assert (done.stdout, done.stderr) == ("Models\n", "")
+@pytest.mark.parametrize("unbuffered", ["", "1"])  # the parser meets the broken pipe, or we do
+def test_a_reader_that_leaves_is_no_error(unbuffered, tmp_path):
+    command = f"{sys.executable} -P -m launch.cli.app list | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path,
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "Models\n", "")
 
 
 def test_plan_loads_no_torch_and_is_the_same_everywhere(tmp_path):

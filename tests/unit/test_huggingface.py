@@ -277,16 +277,16 @@ def test_errors_name_the_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "line", "message"),
     [
-        ("", 1, "not JSON: expecting value"),
+        ("", None, "the file is empty"),
         ('{"model_type": "llama",\n', 2, "not JSON: expecting property name enclosed in double"),
         ('{"model_type": "llama"} x', 1, "not JSON: extra data"),
     ],
 )
-def test_a_broken_file(tmp_path: Path, text: str, line: int, message: str) -> None:
+def test_a_broken_file(tmp_path: Path, text: str, line: int | None, message: str) -> None:
     path = write(tmp_path, text)
     with pytest.raises(UserError) as caught:
         read_model(path)
-    assert caught.value.place == f"{path}:{line}"
+    assert caught.value.place == (f"{path}:{line}" if line else str(path))
     assert caught.value.message.startswith(message)
 
 
