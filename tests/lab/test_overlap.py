@@ -27,8 +27,7 @@ MBIT_PER_S = 20.0
 
 
 def test_chunks_hide_an_exchange(can_lab: None, ranks: Ranks) -> None:
-    """Three quarters at best; on a quiet machine more than half, beside others more than a
-    third."""
+    """Three quarters at best; 35 % to 62 % were measured while others used the machine."""
     profile = analytic_profile(MODEL, JOB, resolve_cluster("cpu-2x1"))
     with Lab(shipped("uniform")) as lab:
         hosts = [host.name for host in lab.topology.hosts[:2]]
