@@ -2,21 +2,16 @@
 
 import pytest
 
-from launch.artifact import write_atomic
-from launch.collect import collect
 from launch.observed import Observed
-from launch.recipe import FILE_NAME, recipe_of
 from planner.given import LayoutFile, plan_for
 from planner.plan import Plan
 from profiler.analytic import analytic_profile
 from profiler.catalog import resolve_cluster
-from profiler.codec import encode
 from profiler.job import JobSpec
 from profiler.model import ModelSpec
-from tests.lab import bench_jobs
-from tests.lab.box import SHARED
 from tests.lab.lab import Lab
 from tests.lab.ranks import Ranks
+from tests.lab.training import trained
 
 pytestmark = [pytest.mark.lab, pytest.mark.distributed]
 
@@ -33,17 +28,10 @@ EXPERT_BYTES = 12 * 3 * MODEL.hidden_size * MODEL.ffn_hidden_size
 
 def train(lab: Lab, ranks: Ranks, plan: Plan, every: int) -> Observed:
     """A run that looks at its routing every so many steps."""
-    changes = {"steps": 10, "learning_rate": 3e-3, "rebalance_experts_every": every}
-    folder = lab.shared(f"moves-{every}")
-    (folder / "ranks").mkdir(parents=True)
-    write_atomic(folder / "plan.json", encode(plan))
-    write_atomic(folder / FILE_NAME, encode(recipe_of(changes | {"rebalance_experts_gain": 0.0})))
-    here = str(SHARED / folder.name)
-    hosts = [host.name for host in lab.topology.hosts]
-    ranks.run(lab, bench_jobs.run, placed=hosts, folder=here, timeout_s=120, free=True)
-    observed = collect(plan, folder, "complete")
-    assert observed is not None
-    return observed
+    return trained(
+        lab, ranks, plan, f"moves-{every}", [host.name for host in lab.topology.hosts],
+        steps=10, learning_rate=3e-3, rebalance_experts_every=every, rebalance_experts_gain=0.0,
+    )  # fmt: skip
 
 
 def test_experts_move_between_hosts_and_the_curve_stays(cluster: Lab, ranks: Ranks) -> None:

@@ -4,11 +4,13 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.analytic import AnalyticCosts
 from planner.config import ParallelConfig
+from planner.plan import SearchOptions
+from planner.search import make_plan
 from planner.timing.layer import layer_times
 from planner.timing.quantities import Software
 from profiler.analytic import analytic_profile
@@ -53,6 +55,7 @@ def line_s(overlap, exchange_s, compute_s):
     return network
 
 
+@settings(deadline=None)
 @given(CHUNKS, SECONDS, SECONDS, SECONDS)
 def test_chunks_in_a_line(overlap, send_s, compute_s, start_s):
     found = moe(*made(send_s, compute_s, start_s), overlap)
@@ -61,6 +64,7 @@ def test_chunks_in_a_line(overlap, send_s, compute_s, start_s):
     assert found.expert_s + compute_s == pytest.approx(expected, rel=1e-9)
 
 
+@settings(deadline=None)
 @given(CHUNKS, SECONDS, SECONDS, SECONDS, SHARE)
 def test_never_below_what_either_resource_takes(overlap, send_s, compute_s, start_s, exposed):
     found = moe(*made(send_s, compute_s, start_s, exposed), overlap)
@@ -70,6 +74,7 @@ def test_never_below_what_either_resource_takes(overlap, send_s, compute_s, star
         assert talk + compute >= max(busy, compute) * (1 - 1e-9)
 
 
+@settings(deadline=None)
 @given(SECONDS, SECONDS, SECONDS, SHARE)
 def test_one_chunk_is_an_exchange_a_computation_and_an_exchange(send_s, compute_s, start_s, share):
     found = moe(*made(send_s, compute_s, start_s, share), 1)
@@ -138,3 +143,16 @@ def test_chunks_take_no_more_memory():
     )
     assert one.memory == two.memory
     assert one.program != two.program
+
+
+def test_the_search_takes_chunks_where_they_pay():
+    model, job = load_model("qwen3-30b-a3b"), JobSpec(global_batch=256, seq_len=4096)
+    profile = analytic_profile(model, job, resolve_cluster("h100-4x8"), "pytorch")
+    pins = {"tp": ("1",), "pp": ("2",), "cp": ("1",), "zero": ("2",), "mbs": ("2",)}
+    plan = make_plan(model, job, profile, SearchOptions(pin=pins, forbid={}))
+    known = plan.by_axis["ep_overlap"]
+    assert set(known) == {"1", "2", "4"}
+    assert plan.chosen.config.ep_overlap == int(min(known, key=known.__getitem__)) > 1
+    whole = SearchOptions(pin=pins | {"ep_overlap": ("1",)}, forbid={})
+    assert make_plan(model, job, profile, whole).chosen.cost.step_s == known["1"]
+    assert known["1"] > plan.chosen.cost.step_s
