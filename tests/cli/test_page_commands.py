@@ -102,7 +102,7 @@ def test_a_command_of_a_page_runs(line, meshwright, folder, planned):
             (folder / name).write_text(planned[args])
     if "--log" in line:
         (folder / "plan.json").write_text(encode(made.plan()))
-    args = shlex.split(line.replace("MODEL", f"{MOE}/config.json"))
+    args = shlex.split(line.replace("MODEL", f"{MOE}/config.json").replace("FILE", "hostfile"))
     if args[0] == "launch" and "--for" not in args:
         args += ["--dry-run"]
     result = meshwright(*args)
