@@ -6,12 +6,8 @@ Load of the fullest rank, the largest of
                     slots leaves load / c on one of them however it is split;
     pigeonhole      (as many slots as experts) of the ranks * j + 1 hottest some rank holds j + 1,
                     so at least the j + 1 coldest of these, and its other slots the coldest of all.
-Traffic "home": a token with d distinct experts visits d places less what it saves where several are
-in one, and c experts in one place save c - 1, not more than they have pairs. Of an expert's pairs
-those count at most that are with the m - 1 experts it is chosen with most, m slots in a place:
-    visits  >=  sum over tokens of d  -  1/2 sum over experts of its m - 1 largest co-activations
-and never fewer than ceil(d / m); replicas, drawn independently, change nothing of this. The busiest
-place has no less than the mean.
+Traffic "home": the busiest node and rank are visited by as many tokens as `visits` says at least;
+with copies "choice" a rank's copies are its load.
 Traffic "chained": copies from an expert that stay are at most those to the m experts that it sends
 most to; likewise from behind. What does not stay goes between ranks, all of them equally at best.
 Over measured links: 0. All this is loose where routing scatters.
@@ -19,13 +15,10 @@ Over measured links: 0. All this is loose where routing scatters.
 
 import numpy as np
 
-from solvers.experts.coactivation import coactivation
-from solvers.experts.problem import DROPPED, Floats, Ints, Problem
+from solvers.experts.problem import Floats, Problem
 from solvers.experts.score import pairs, scales
 from solvers.experts.traffic import home_s
-
-_MOST_PAIRED = 4
-"""Choices per token up to which pairs say something."""
+from solvers.experts.visits import chosen_of, least_busiest
 
 
 def load_bound(problem: Problem) -> Floats:
@@ -66,32 +59,23 @@ def link_bounds(problem: Problem, objective: str) -> Floats:
 
 
 def _home_bound(problem: Problem) -> Floats:
-    """[layers]: seconds of the fewest copies, spread evenly."""
-    least_s = np.zeros(problem.num_layers)
+    """[layers]: seconds of the busiest node's and rank's fewest copies."""
     room, ranks, nodes = problem.slots_per_rank, problem.num_ranks, problem.num_nodes
-    for layer, scale in enumerate(scales(problem)):
-        chosen = np.sort(problem.ids[:, layer], axis=1)
-        fresh = np.diff(chosen, axis=1, prepend=DROPPED) != 0
-        distinct = (fresh & (chosen != DROPPED)).sum(axis=1)
-        both = np.full((1, 1), np.inf)
-        if problem.top_k <= _MOST_PAIRED:
-            both = np.sort(coactivation(problem, layer), axis=1)
-        by_node = _fewest(distinct, both, room * problem.ranks_per_node)
-        by_rank = _fewest(distinct, both, room)
+    busiest = np.zeros((problem.num_layers, 2))
+    load, scale = load_bound(problem), scales(problem)
+    # Inside a node links are fast: there the ranks' copies seldom count.
+    crossing = problem.copies == "node" and nodes > 1
+    for layer in range(problem.num_layers):
         if problem.copies == "choice":
-            by_rank = float((chosen != DROPPED).sum())
-        least_s[layer] = home_s(
-            problem,
-            np.full(nodes, scale * by_node / nodes),
-            np.full(ranks, scale * by_rank / ranks),
-        )
-    return least_s
-
-
-def _fewest(distinct: Ints, both: Floats, room: int) -> float:
-    """Visits of all tokens to places of `room` slots; `both` ascending in each row."""
-    saved = both[:, max(0, both.shape[1] - (room - 1)) :].sum() / 2 if room > 1 else 0.0
-    return max(float(np.ceil(distinct / room).sum()), float(distinct.sum() - saved))
+            busiest[layer, 1] = load[layer]
+            continue
+        chosen = chosen_of(problem, layer)
+        if crossing:
+            of_node = least_busiest(chosen, nodes, room * problem.ranks_per_node, spectral=True)
+            busiest[layer, 0] = scale[layer] * of_node
+        of_rank = least_busiest(chosen, ranks, room, spectral=not crossing)
+        busiest[layer, 1] = scale[layer] * of_rank
+    return home_s(problem, np.repeat(busiest[:, :1], nodes, 1), np.repeat(busiest[:, 1:], ranks, 1))
 
 
 def _chained_bound(problem: Problem) -> Floats:

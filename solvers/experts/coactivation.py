@@ -19,13 +19,15 @@ _MOST_SWAPS = 400
 
 def coactivation(problem: Problem, layer: int) -> Floats:
     """[experts, experts]: tokens that choose both; 0 on the diagonal."""
-    chosen, num = problem.ids[:, layer].astype(np.int64), problem.num_experts
-    both = np.zeros((num, num))
-    for a in range(problem.top_k):
-        for b in range(a + 1, problem.top_k):
-            kept = (chosen[:, a] != DROPPED) & (chosen[:, b] != DROPPED)
-            pair = chosen[kept, a] * num + chosen[kept, b]
-            both += np.bincount(pair, minlength=num * num).reshape(num, num)
+    num, k = problem.num_experts, problem.top_k
+    # Dropped choices are one expert more, which is cut off.
+    chosen = np.array(problem.ids[:, layer].T, np.int64, order="C")
+    chosen[chosen == DROPPED] = num
+    both = np.zeros((num + 1) ** 2)
+    for a in range(k - 1):
+        pair = chosen[a] * (num + 1) + chosen[a + 1 :]
+        both += np.bincount(pair.ravel(), minlength=len(both))
+    both = both.reshape(num + 1, num + 1)[:num, :num]
     both = both + both.T
     np.fill_diagonal(both, 0)
     return both

@@ -2,6 +2,7 @@
 
 1. Homes: groups keep together, as evenly over the nodes as they go (they keep their order where
    there is one per node); without groups experts that tokens choose together (`coactivation`).
+   Without spare slots swaps of experts then relieve the busiest node (`home_swaps`).
 2. Spare slots first go to replicas on other nodes that level load and traffic (`nodes`).
 3. What is left of each node's slots goes to its experts with most load per slot, and the slots to
    ranks by longest processing time and swaps (`packing`).
@@ -9,33 +10,28 @@
    is faster, without that.
 """
 
-from dataclasses import replace
-
 import numpy as np
 from numpy.typing import NDArray
 
 from solvers.experts.coactivation import homes_by_coactivation
+from solvers.experts.home_swaps import relieved
 from solvers.experts.nodes import node_parts
 from solvers.experts.packing import longest_first, packed
 from solvers.experts.problem import Floats, Ints, Placed, Problem
-from solvers.experts.score import best_of_layers, scales, times
+from solvers.experts.score import best_of_layers, scales, thinned, times
 from solvers.experts.shares import split_parts, split_shares
 
-MOST_TOKENS = 4096
+_MOST_TOKENS = 4096
 """Tokens that the traffic of a move is counted on."""
-
-
-def thinned(problem: Problem, most: int = MOST_TOKENS) -> Problem:
-    """The same with at most `most` tokens, evenly from all of them; loads stay."""
-    step = -(-len(problem.ids) // most) if len(problem.ids) else 1
-    return replace(problem, ids=np.ascontiguousarray(problem.ids[::step]))
 
 
 def hybrid(problem: Problem, seed: int = 0) -> Placed:
     """The placement; any number of ranks, nodes and spare slots."""
-    problem = thinned(problem)
+    problem = thinned(problem, _MOST_TOKENS)
     layers, num = problem.num_layers, problem.num_nodes
     homes = home_nodes(problem, seed)
+    if problem.num_slots == problem.num_experts:
+        homes = relieved(problem, homes)
     scale = scales(problem)
     room = problem.slots_per_rank * problem.ranks_per_node
     parts = np.empty((layers, problem.num_experts, num))

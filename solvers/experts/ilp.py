@@ -28,6 +28,9 @@ _LIMIT = 20.0
 """Deterministic units, or seconds, of one method."""
 _FINE = 1e6
 """Steps into which the largest of numbers that are not whole is divided."""
+_LARGEST = 2.0**53
+"""Total up to which whole numbers are taken as they are: beyond, floats have lost their last digits
+and sums soon overflow."""
 
 
 def moetuner(problem: Problem, library: Library, effort: float | None) -> SolveResult[Ints]:
@@ -123,7 +126,9 @@ def exflow(problem: Problem, library: Library, effort: float | None) -> SolveRes
     each = limit / 2 / problem.num_nodes
     for node in range(problem.num_nodes):
         mine = np.stack([np.flatnonzero(row == node) for row in nodes.value])
-        inner = np.stack([flows[at][np.ix_(mine[at], mine[at + 1])] for at in range(len(flows))])
+        inner = np.empty((len(flows), mine.shape[1], mine.shape[1]))
+        for at, flow in enumerate(flows):
+            inner[at] = flow[np.ix_(mine[at], mine[at + 1])]
         even = np.tile(np.arange(mine.shape[1]) * per // mine.shape[1], (len(mine), 1))
         found = _staying(inner, per, library, each, even)
         local = even if found.value is None else found.value
@@ -168,11 +173,12 @@ def _staying(
 
 
 def _whole(values: Floats, parts: int) -> tuple[Ints, float]:
-    """(whole numbers, their unit): exact where `values` are whole or multiples of 1 / parts, else
-    rounded down."""
+    """(whole numbers, their unit): exact where `values` are whole or multiples of 1 / parts and not
+    too large, else rounded down."""
     for unit in (1.0, 1.0 / parts):
         scaled = values / unit
-        if np.abs(scaled - np.round(scaled)).max(initial=0) < 1e-9:
+        exact = np.abs(scaled - np.round(scaled)).max(initial=0) < 1e-9
+        if exact and scaled.sum() < _LARGEST:
             return np.round(scaled).astype(np.int64), unit
     unit = float(values.max()) / _FINE
     return np.floor(values / unit).astype(np.int64), unit

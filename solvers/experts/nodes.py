@@ -40,7 +40,7 @@ def node_parts(problem: Problem, layer: int, node: Ints, spare: Ints, scale: flo
     leaving, entering, visits = _moves(problem, layer, node, scale)
     # Only from nodes that are busier than the mean to nodes that are less.
     busy = np.bincount(node, load, num) * problem.compute_s / problem.ranks_per_node
-    busy += visits * _seconds_per_visit(problem)
+    busy += visits * seconds_per_visit(problem)
     gives = (busy > busy.mean())[node] & (load > 0)
     expert, to = np.nonzero(gives[:, None] & (busy <= busy.mean()) & (spare > 0))
     if not len(expert):
@@ -71,7 +71,7 @@ def _solved(
     """[moves]: part of each expert that goes to each other node, from the linear program."""
     (expert, to), (leaving, entering, visits) = move, copies
     num, count, home = problem.num_nodes, len(expert), node[expert]
-    second = _seconds_per_visit(problem)
+    second = seconds_per_visit(problem)
     compute = problem.compute_s / problem.ranks_per_node
     column = np.arange(count)
     rows = np.r_[home, to, num + home, num + to, np.arange(2 * num)]
@@ -100,7 +100,7 @@ def _solved(
     return np.asarray(found.x[:count]) if found.status == 0 else np.zeros(count)
 
 
-def _seconds_per_visit(problem: Problem) -> Floats:
+def seconds_per_visit(problem: Problem) -> Floats:
     """[nodes]: traffic seconds of a copy that enters each node, its copies even over its ranks."""
     num, per = problem.num_nodes, problem.ranks_per_node
     one = np.eye(num)

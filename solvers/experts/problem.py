@@ -170,6 +170,8 @@ def _wrong(problem: Problem) -> str:
     ids, counts = problem.ids, problem.counts
     if ids.ndim != 3 or counts.ndim != 2 or ids.shape[1] != counts.shape[0] or not ids.shape[2]:
         return "ids [tokens, layers, k] and counts [layers, experts] do not fit each other"
+    if not len(counts):
+        return "there is no layer"
     if problem.num_ranks % problem.ranks_per_node:
         return "the ranks do not fill whole nodes"
     if problem.num_slots < problem.num_experts:

@@ -4,7 +4,8 @@ OR-Tools. Neither is needed for anything else; they are the extra `ilp`.
     min cost @ x,  low <= row @ x <= high for each row,  0 <= x <= upper, x whole
 
 All numbers are whole, as CP-SAT asks for; who builds a program rounds loads down, so that a bound
-of the program is one of the problem. Limits of CP-SAT are deterministic units, of CBC seconds.
+of the program is one of the problem. Limits of CP-SAT are deterministic units, of CBC seconds (a
+limit of nodes does not end its cuts at the first one).
 """
 
 import re

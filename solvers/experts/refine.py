@@ -14,7 +14,7 @@ alone that is refined: there a rank's copies are its load.
 import numpy as np
 
 from solvers.experts.problem import DROPPED, Floats, Ints, Placed, Problem
-from solvers.experts.score import scales
+from solvers.experts.score import scales, thinned
 from solvers.experts.traffic import home_s
 
 MOST_SLOTS = 64
@@ -33,13 +33,11 @@ def refines(problem: Problem) -> bool:
 
 def refined(problem: Problem, placed: Placed) -> Placed:
     """After swaps, layer by layer; the tokens of large traces are thinned out."""
+    problem = thinned(problem, _MOST_TOKENS)
     slots, shares = placed.slots.copy(), placed.shares.copy()
-    scale = scales(problem)
-    step = -(-len(problem.ids) // _MOST_TOKENS) if len(problem.ids) else 1
-    for layer in range(problem.num_layers):
-        chosen = problem.ids[::step, layer].astype(np.int64)
-        unit = float(scale[layer]) * len(problem.ids) / max(1, len(chosen))
-        swaps = _Swaps(problem, problem.counts[layer], chosen, unit)
+    for layer, scale in enumerate(scales(problem)):
+        chosen = problem.ids[:, layer].astype(np.int64)
+        swaps = _Swaps(problem, problem.counts[layer], chosen, float(scale))
         order = swaps.all(slots[layer], shares[layer])
         slots[layer], shares[layer] = slots[layer][order], shares[layer][order]
     return Placed(slots=slots, shares=shares)

@@ -99,6 +99,12 @@ def scales(problem: Problem) -> Floats:
     return np.asarray(np.divide(total, seen, out=np.ones(len(seen)), where=seen > 0))
 
 
+def thinned(problem: Problem, most: int) -> Problem:
+    """The same with at most `most` tokens, evenly from all of them; loads stay."""
+    step = -(-len(problem.ids) // most) if len(problem.ids) else 1
+    return replace(problem, ids=np.ascontiguousarray(problem.ids[::step]))
+
+
 def visited(problem: Problem, parts: list[Floats]) -> Floats:
     """[layers, places]: tokens that have a choice there, `parts` [experts, places] per layer.
 

@@ -26,7 +26,7 @@ def _layer(problem: Problem, counts: Floats) -> tuple[Ints, Floats]:
     order = np.argsort(-counts, kind="stable")
     best: tuple[Ints, Floats] | None = None
     least = np.inf
-    for num in range(problem.slots_per_rank + 1):
+    for num in range(min(problem.slots_per_rank, len(counts)) + 1):
         if (problem.slots_per_rank - num) * problem.num_ranks < len(counts) - num:
             break
         slots, shares = _with_shadows(problem, counts, order, num)

@@ -12,6 +12,8 @@ to be.
     shadow  the hottest experts on every rank (FasterMoE)
     moetuner, exflow: their integer programs by CP-SAT, with `_cbc` by CBC (`ilp`); one slot per
             expert. On "load" and "hops" (of one node) they are certificates where they finish.
+            Where CBC does not, what it has found depends on the machine: it knows no limit but
+            seconds that ends its first node. All other methods give the same bytes everywhere.
 
 Objectives: "time" (seconds, `score`), "load" (sum over layers of the fullest rank's load), "hops"
 (as ExFlow counts them).

@@ -143,6 +143,7 @@ def test_a_placement_holds_every_expert_whole(
         ({"ranks": 3, "ranks_per_node": 2, "slots_per_rank": 2}, "whole nodes"),
         ({"slots_per_rank": 1}, "fewer slots than experts"),
         ({"num_groups": 3}, "groups"),
+        ({"layers": 0}, "no layer"),
         ({"counts": np.full((3, 4), np.nan)}, "finite"),
         ({"counts": np.ones((2, 4))}, "do not fit"),
         ({"counts": np.ones((3, 3)), "slots_per_rank": 2}, "out of range"),

@@ -1,7 +1,8 @@
 """Solvers of expert placement against all placements of small cases, and against each other."""
 
+from dataclasses import replace
 from itertools import product
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -9,14 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from solvers.experts.baselines import contiguous, eplb
+from solvers.experts.bounds import time_bound
 from solvers.experts.coactivation import homes_by_coactivation
 from solvers.experts.exact import assignments, exact
 from solvers.experts.hybrid import hybrid
 from solvers.experts.linked_shares import split_by_links
-from solvers.experts.problem import Placed, Problem, check
+from solvers.experts.problem import DROPPED, Placed, Problem, check
 from solvers.experts.refine import refined
 from solvers.experts.score import count, score
-from solvers.experts.solve import METHODS, Objective, layer_costs, solve
+from solvers.experts.solve import METHODS, Method, Objective, layer_costs, solve
 from solvers.experts.sweeps import Chain, best_owners, placed_of
 from tests.unit.routed import loaded, routed
 
@@ -226,8 +228,12 @@ def test_shares_know_a_slow_link(copies: Any) -> None:
         assert least * 0.99 <= took[0] <= least * (1 + 1e-9)
 
 
-def test_the_same_input_gives_the_same_placement() -> None:
-    problem = routed(experts=12, ranks=4, ranks_per_node=2, slots_per_rank=3, traffic="chained")
+@pytest.mark.parametrize("traffic", ["home", "chained"])
+@pytest.mark.parametrize("room", [3, 4])
+def test_the_same_input_gives_the_same_placement(traffic: Any, room: int) -> None:
+    problem = routed(
+        experts=12, ranks=4, ranks_per_node=2, slots_per_rank=room, traffic=traffic, k=3
+    )
     one, two = (solve(problem, seed=4).value for _ in range(2))
     assert one is not None
     assert two is not None
@@ -267,3 +273,43 @@ def test_one_layer_one_rank_and_no_load() -> None:
     value = solve(idle).value
     assert isinstance(value, Placed)
     check(idle, value)
+
+
+EDGES: dict[str, dict[str, Any]] = {
+    "every expert chosen": {"k": 4},
+    "one expert": {"experts": 1, "k": 1, "ranks": 1, "slots_per_rank": 1},
+    "more slots on a rank than experts": {"ranks": 4, "ranks_per_node": 2, "slots_per_rank": 6},
+    "one layer": {"experts": 12, "ranks": 4, "ranks_per_node": 2, "layers": 1},
+    "far beyond what floats count": {"counts": np.array([[4.0, 3, 2, 1]] * 3) * 1e25},
+    "beyond the counts of 64 bits together": {"counts": np.array([[4.0, 3, 2, 1]] * 3) * 3e17},
+    "next to nothing": {"experts": 12, "ranks": 4, "counts": np.ones((3, 12)) * 1e-25},
+    "nothing takes time": {"experts": 12, "compute_s": 0.0, "intra_s": 0.0, "inter_s": 0.0},
+}
+
+
+SINGLE: tuple[Method, ...] = ("exact", "sweeps", "moetuner", "exflow")
+"""Methods that place every expert once."""
+
+
+@pytest.mark.parametrize("edge", EDGES)
+@pytest.mark.parametrize("traffic", ["home", "chained"])
+def test_edges(edge: str, traffic: Any) -> None:
+    """By every method that fits; the first layer of each has dropped all its choices."""
+    problem = routed(traffic=traffic, tokens=20, **EDGES[edge])
+    ids = problem.ids.copy()
+    ids[:, 0] = DROPPED
+    problem = replace(problem, ids=ids)
+    unfit = {method for method in METHODS if method.endswith("_cbc")}
+    unfit |= set(SINGLE) if problem.num_slots > problem.num_experts else set()
+    unfit |= {"exact"} if problem.num_experts > 8 else set()
+    unfit |= {"eplb"} if problem.num_nodes > 1 else set()
+    for method, objective in product(METHODS, get_args(Objective)):
+        if method in unfit:
+            continue
+        found = solve(problem, method=method, objective=objective, effort=0.05)
+        assert found.value is not None, (method, objective)
+        assert found.objective is not None
+        check(problem, found.value)
+        assert np.isfinite(found.objective)
+        limit = time_bound(problem) if objective == "time" else 0.0
+        assert limit <= found.objective * (1 + 1e-9), (method, objective)
