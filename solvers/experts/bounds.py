@@ -6,6 +6,9 @@ Load of the fullest rank, the largest of
                     slots leaves load / c on one of them however it is split;
     pigeonhole      (as many slots as experts) of the ranks * j + 1 hottest some rank holds j + 1,
                     so at least the j + 1 coldest of these, and its other slots the coldest of all.
+Unlike ranks: the mean is over their speeds, 1 / slowdown; a load that some rank has counts as the
+least slowdown; and (as many slots as experts) of the i hottest experts one is in a slot no faster
+than the i-th fastest: load of the i-th hottest * slowdown of the i-th fastest slot.
 Traffic "home": a token with d distinct experts visits d places less what it saves where several are
 in one, and c experts in one place save c - 1, not more than they have pairs. Of an expert's pairs
 those count at most that are with the m - 1 experts it is chosen with most, m slots in a place:
@@ -16,6 +19,8 @@ Traffic "chained": copies from an expert that stay are at most those to the m ex
 most to; likewise from behind. What does not stay goes between ranks, all of them equally at best.
 Over measured links: 0. All this is loose where routing scatters.
 """
+
+from dataclasses import replace
 
 import numpy as np
 
@@ -29,11 +34,14 @@ _MOST_PAIRED = 4
 
 
 def load_bound(problem: Problem) -> Floats:
-    """[layers]: least possible load of the fullest rank."""
-    bound = problem.counts.sum(axis=1) / problem.num_ranks
-    bound = np.maximum(bound, _over_replicas(problem))
+    """[layers]: least possible load of the fullest rank, by its slowdown."""
+    fastest = problem.slow.min()
+    bound = problem.counts.sum(axis=1) / (1 / problem.slow).sum()
+    bound = np.maximum(bound, _over_replicas(problem) * fastest)
     if problem.num_slots == problem.num_experts:
-        bound = np.maximum(bound, _pigeonhole(problem))
+        bound = np.maximum(bound, _pigeonhole(problem) * fastest)
+        slow = np.sort(problem.slow[problem.rank_of_slot])
+        bound = np.maximum(bound, (-np.sort(-problem.counts, axis=1) * slow).max(axis=1))
     return np.asarray(bound)
 
 
@@ -68,6 +76,11 @@ def link_bounds(problem: Problem, objective: str) -> Floats:
 def _home_bound(problem: Problem) -> Floats:
     """[layers]: seconds of the fewest copies, spread evenly."""
     least_s = np.zeros(problem.num_layers)
+    # Spread so that links inside unlike nodes take equally long.
+    inside_s = problem.inside_s
+    if np.ptp(inside_s) > 0:
+        even_s = 1 / np.mean(1 / inside_s) if inside_s.all() else 0.0
+        problem = replace(problem, near_s=np.full(problem.num_nodes, even_s))
     room, ranks, nodes = problem.slots_per_rank, problem.num_ranks, problem.num_nodes
     for layer, scale in enumerate(scales(problem)):
         chosen = np.sort(problem.ids[:, layer], axis=1)
@@ -100,7 +113,7 @@ def _chained_bound(problem: Problem) -> Floats:
     ranks, per = problem.num_ranks, problem.ranks_per_node
     if ranks == 1:
         return 0 * moving
-    near = problem.intra_s / (ranks * (per - 1)) if per > 1 else np.inf
+    near = problem.inside_s.min() / (ranks * (per - 1)) if per > 1 else np.inf
     far = problem.inter_s / ranks if problem.num_nodes > 1 else np.inf
     if np.isinf(near) or np.isinf(far):
         return np.asarray(moving * min(near, far))

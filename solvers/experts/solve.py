@@ -13,8 +13,11 @@ to be.
     moetuner, exflow: their integer programs by CP-SAT, with `_cbc` by CBC (`ilp`); one slot per
             expert. On "load" and "hops" (of one node) they are certificates where they finish.
 
-Objectives: "time" (seconds, `score`), "load" (sum over layers of the fullest rank's load), "hops"
-(as ExFlow counts them).
+Objectives: "time" (seconds, `score`), "load" (sum over layers of the fullest rank's load, by its
+slowdown), "hops" (as ExFlow counts them).
+
+Unlike ranks: all of `auto`'s own level times. Contiguous, round-robin, EPLB, shadowing and ExFlow
+know nothing of speeds and are judged all the same; MoETuner refuses.
 """
 
 from collections.abc import Callable
@@ -160,7 +163,7 @@ def layer_costs(
     parts = [held(problem, placed, layer) for layer in range(problem.num_layers)]
     if objective == "load":
         loads = [problem.counts[layer] @ part for layer, part in enumerate(parts)]
-        return np.array([load.max() for load in loads])
+        return np.array([(load * problem.slow).max() for load in loads])
     return np.append(hops(problem, flows_of(problem, parts)), 0.0)
 
 

@@ -18,7 +18,7 @@ def home_s(problem: Problem, nodes: Floats, ranks: Floats) -> Floats:
     num, per = problem.num_nodes, problem.ranks_per_node
     by_node = problem.copies == "node"
     inside = 1.0 if by_node else (per - 1) / problem.num_ranks
-    intra = ranks.max(axis=-1) * inside * problem.intra_s
+    intra = (ranks * inside * np.repeat(problem.inside_s, per)).max(axis=-1)
     if num == 1:
         return np.asarray(intra)
     if problem.measured:
@@ -40,9 +40,9 @@ def chained_s(problem: Problem, flow: Floats) -> Floats:
     took = np.zeros(flow.shape[2:])
     node = np.arange(problem.num_ranks) // per
     near = (node[:, None] == node) & ~np.eye(len(node), dtype=np.bool_)
+    inside_s = problem.inside_s[node]
     for source, target in np.argwhere(near):
-        took = np.maximum(took, flow[source, target])
-    took = took * problem.intra_s
+        took = np.maximum(took, flow[source, target] * inside_s[target])
     if num == 1:
         return np.asarray(took)
     if problem.measured:
