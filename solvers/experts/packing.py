@@ -16,9 +16,12 @@ _SAME = 1 - 1e-12
 _MOST_SWAPS = 2000
 
 
-def longest_first(weights: Floats, num_bins: int, slow: Floats | None = None) -> Ints:
+def longest_first(
+    weights: Floats, num_bins: int, slow: Floats | None = None, kind: Ints | None = None
+) -> Ints:
     """[cases, bins, room]: the items of each bin, in the order in which they came; `weights`
-    [cases, items], of which there are bins * room."""
+    [cases, items], of which there are bins * room. Items of one `kind` [cases, items] go to
+    different bins as long as those have room."""
     cases, num = weights.shape
     slow = _of_cases(slow, cases, num_bins)
     later = slow - slow.min(axis=1, keepdims=True)
@@ -29,10 +32,17 @@ def longest_first(weights: Floats, num_bins: int, slow: Floats | None = None) ->
     bins = np.empty((cases, num_bins, room), np.int64)
     load, filled = np.zeros((cases, num_bins)), np.zeros((cases, num_bins), np.int64)
     case = np.arange(cases)
+    has = None if kind is None else np.zeros((cases, num_bins, int(kind.max()) + 1), np.bool_)
     for item in order.T:
         # When it is done, less what it takes in the fastest bin: of like bins the load alone.
         done = load * slow + weights[case, item][:, None] * later
-        into = np.where(filled < room, done, np.inf).argmin(axis=1)
+        free = filled < room
+        if kind is not None and has is not None:
+            apart = free & ~has[case, :, kind[case, item]]
+            free = np.where(apart.any(axis=1, keepdims=True), apart, free)
+        into = np.where(free, done, np.inf).argmin(axis=1)
+        if kind is not None and has is not None:
+            has[case, into, kind[case, item]] = True
         bins[case, into, filled[case, into]] = item
         load[case, into] += weights[case, item]
         filled[case, into] += 1

@@ -1,6 +1,5 @@
 """Solvers of expert placement against all placements of small cases, and against each other."""
 
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ from hypothesis import strategies as st
 
 from solvers.experts.baselines import contiguous, eplb
 from solvers.experts.coactivation import homes_by_coactivation
-from solvers.experts.exact import assignments, exact
+from solvers.experts.exact import exact
 from solvers.experts.hybrid import hybrid
 from solvers.experts.linked_shares import split_by_links
 from solvers.experts.problem import Placed, Problem, check
@@ -18,19 +17,9 @@ from solvers.experts.refine import refined
 from solvers.experts.score import count, score
 from solvers.experts.solve import METHODS, Objective, layer_costs, solve
 from solvers.experts.sweeps import Chain, best_owners, placed_of
-from tests.unit.routed import loaded, routed
+from tests.unit.routed import least, loaded, routed
 
 PAIRS = np.array([[0.0, 1.3], [0.4, 0.0]])
-
-
-def _least(problem: Problem, objective: Objective) -> float:
-    """Of all balanced placements of all layers."""
-    states = assignments(problem.num_experts, problem.num_ranks)
-    costs = [
-        layer_costs(problem, placed_of(problem, np.stack(chain)), objective).sum()
-        for chain in product(states, repeat=problem.num_layers)
-    ]
-    return float(min(costs))
 
 
 SMALL: list[dict[str, Any]] = [
@@ -52,7 +41,7 @@ def test_exact_is_the_least_of_all(fields: dict[str, Any], objective: Objective)
     problem = routed(seed=3, **fields)
     found = solve(problem, objective=objective)
     assert (found.method, found.status) == ("exact", "OPTIMAL")
-    assert found.objective == pytest.approx(_least(problem, objective), rel=1e-9)
+    assert found.objective == pytest.approx(least(problem, objective), rel=1e-9)
 
 
 @pytest.mark.parametrize(("experts", "ranks", "per"), [(6, 2, 1), (6, 3, 3), (4, 4, 2), (4, 4, 1)])
@@ -67,7 +56,7 @@ def test_names_of_ranks_are_exchanged_rightly(experts: int, ranks: int, per: int
         compute_s=0.2,
         seed=experts + ranks,
     )
-    assert score(problem, exact(problem, "time")).time_s == pytest.approx(_least(problem, "time"))
+    assert score(problem, exact(problem, "time")).time_s == pytest.approx(least(problem, "time"))
 
 
 @pytest.mark.parametrize("seed", range(4))
