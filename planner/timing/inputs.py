@@ -78,9 +78,7 @@ def split_of(layouts: Layouts, job: JobSpec, routed: Routed = EVEN) -> Split:
         recompute=layouts.recompute,
         schedule=layouts.schedule,
         offload=layouts.offload,
-        load=routed.load(layouts.ep),
-        expert_copies=routed.copies(layouts.ep),
-        shared_experts=routed.shared(layouts.ep),
+        **routed.quantities(layouts.ep, layouts.etp),
     )
 
 

@@ -196,7 +196,7 @@ def _with_experts(
     up = (1 + shape.gated) * x
     # The others wait for the fullest rank at the exchange of every layer.
     sent = tokens / split.tp * shape.topk * split.load
-    routed = sent * split.etp
+    routed = sent * split.etp * split.own_load
     held = np.maximum(shape.experts * split.expert_copies / split.ep, 1.0)
     each = np.maximum(routed / held, 1e-9)
     # A group of small products starves the device below peak / memory rate tokens each.

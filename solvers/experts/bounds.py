@@ -76,11 +76,9 @@ def link_bounds(problem: Problem, objective: str) -> Floats:
 def _home_bound(problem: Problem) -> Floats:
     """[layers]: seconds of the fewest copies, spread evenly."""
     least_s = np.zeros(problem.num_layers)
-    # Spread so that links inside unlike nodes take equally long.
-    inside_s = problem.inside_s
-    if np.ptp(inside_s) > 0:
-        even_s = 1 / np.mean(1 / inside_s) if inside_s.all() else 0.0
-        problem = replace(problem, near_s=np.full(problem.num_nodes, even_s))
+    if problem.near_s is not None or problem.far_s is not None:
+        near_s, far_s = _level_s(problem.inside_s), _level_s(problem.between_s)
+        problem = replace(problem, near_s=near_s, far_s=far_s)
     room, ranks, nodes = problem.slots_per_rank, problem.num_ranks, problem.num_nodes
     for layer, scale in enumerate(scales(problem)):
         chosen = np.sort(problem.ids[:, layer], axis=1)
@@ -101,6 +99,13 @@ def _home_bound(problem: Problem) -> Floats:
     return least_s
 
 
+def _level_s(each_s: Floats) -> Floats:
+    """[nodes]: of like links that take as long for copies spread evenly as unlike ones [nodes] do
+    for copies spread so that all take equally long."""
+    even_s = 1 / np.mean(1 / each_s) if each_s.all() else 0.0
+    return np.full(len(each_s), even_s) if np.ptp(each_s) > 0 else each_s
+
+
 def _fewest(distinct: Ints, both: Floats, room: int) -> float:
     """Visits of all tokens to places of `room` slots; `both` ascending in each row."""
     saved = both[:, max(0, both.shape[1] - (room - 1)) :].sum() / 2 if room > 1 else 0.0
@@ -114,7 +119,7 @@ def _chained_bound(problem: Problem) -> Floats:
     if ranks == 1:
         return 0 * moving
     near = problem.inside_s.min() / (ranks * (per - 1)) if per > 1 else np.inf
-    far = problem.inter_s / ranks if problem.num_nodes > 1 else np.inf
+    far = problem.between_s.min() / ranks if problem.num_nodes > 1 else np.inf
     if np.isinf(near) or np.isinf(far):
         return np.asarray(moving * min(near, far))
     # All that moves goes either way at best so that both take equally long.

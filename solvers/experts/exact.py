@@ -6,8 +6,9 @@ chained  Dynamic programming over layers, states = assignments:
              best[l, b] = load_cost(l, b) + min over a of  best[l - 1, a] + link_cost(l - 1, a, b)
 
 The cost does not change when equal ranks of a node, or equal nodes, change their names in all
-layers at once (those alone that are equally fast). So best[l, .] is needed of one assignment a of each orbit alone, against every b;
-and an `a` is left out where even the lightest later layers lift it above a known placement.
+layers at once (equally fast ones). So best[l, .] is needed of one assignment a of each orbit alone,
+against every b; and an `a` is left out where even the lightest later layers lift it above a known
+placement.
 One slot per expert. 8 experts on 4 ranks are 2520 assignments, 315 (two nodes) or 105 orbits.
 """
 
@@ -157,8 +158,9 @@ def _orbits(problem: Problem, objective: str, states: Ints) -> Ints:
 
 def _alike(problem: Problem, names: Ints) -> bool:
     """Whether ranks that take each other's names are equally fast, inside and in links."""
-    inside_s = np.repeat(problem.inside_s, problem.ranks_per_node)
-    return all((each == each[names]).all() for each in (problem.slow, inside_s))
+    per = problem.ranks_per_node
+    links = (np.repeat(each, per) for each in (problem.inside_s, problem.between_s))
+    return all((each == each[names]).all() for each in (problem.slow, *links))
 
 
 def _step(chain: Chain, layer: int, eye: Floats, open_: Ints, best: Floats) -> tuple[Floats, Ints]:

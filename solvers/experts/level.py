@@ -88,7 +88,9 @@ def _pour(
 ) -> Ints | None:
     """[slots] with no rank over `below` [ranks]; None where the hottest do not fit in under it."""
     ranks = [list(mine) for mine in held_by]
-    left = [most - float(load[mine].sum()) for most, mine in zip(below.tolist(), ranks, strict=True)]
+    left = [
+        most - float(load[mine].sum()) for most, mine in zip(below.tolist(), ranks, strict=True)
+    ]
     if (np.array(left) < -1e-9 * below).any():
         return None
     least = 1e-9 * float(below.max())
@@ -143,9 +145,10 @@ def _named(problem: Problem, placed: Placed) -> Placed:
 def distances(problem: Problem, *, hops: bool = False) -> Floats:
     """[ranks, ranks]: seconds of a copy between them, or hops."""
     node = np.arange(problem.num_ranks) // problem.ranks_per_node
-    near, far = np.ones(problem.num_ranks), 2.0
+    near, far = np.ones(problem.num_ranks), np.asarray(2.0)
     if not hops:
-        near, far = problem.inside_s[node], problem.inter_s
+        far = np.maximum.outer(problem.between_s, problem.between_s)[np.ix_(node, node)]
+        near = problem.inside_s[node]
     distance = np.where(node[:, None] == node, near, far)
     if problem.measured and not hops and problem.pair_s is not None:
         between = np.kron(problem.pair_s, np.ones((problem.ranks_per_node,) * 2))

@@ -1,7 +1,8 @@
 """Shares of replicas where links between nodes are unlike: load and traffic in one linear program.
 
     min  compute_s * L + (D + C) / 2
-    L >= load of each rank by its slowdown,   D, C >= seconds of each link and port in dispatch, in combine
+    L >= load of each rank by its slowdown
+    D, C >= seconds of each link and port in dispatch, in combine
 
 Homes are even, so node n takes load[n] * copies / nodes from each node, and every link and port is
 linear in the loads of nodes. Copies per choice are taken as they are now: exact for copies

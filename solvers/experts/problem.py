@@ -68,6 +68,9 @@ class Problem:
     """[nodes]: seconds per copy that enters a node."""
     near_s: Floats | None = None
     """[nodes]: seconds per copy inside each, where they are unlike, instead of `intra_s`."""
+    far_s: Floats | None = None
+    """[nodes]: seconds per copy through a NIC of each, where they are unlike, instead of `inter_s`;
+    what a rank sends counts as well then."""
     num_groups: int = 1
     """Groups of consecutive experts to which routing was limited; 1: not limited."""
 
@@ -120,6 +123,11 @@ class Problem:
     def inside_s(self) -> Floats:
         """[nodes]: `near_s`, or `intra_s` of every node."""
         return np.full(self.num_nodes, self.intra_s) if self.near_s is None else self.near_s
+
+    @property
+    def between_s(self) -> Floats:
+        """[nodes]: `far_s`, or `inter_s` of every node."""
+        return np.full(self.num_nodes, self.inter_s) if self.far_s is None else self.far_s
 
     @property
     def measured(self) -> bool:
@@ -199,8 +207,9 @@ def _wrong(problem: Problem) -> str:
         return "the groups do not divide the experts"
     if not (np.isfinite(counts).all() and (counts >= 0).all()):
         return "counts must be finite and not negative"
-    if problem.slow.shape != (problem.num_ranks,) or problem.inside_s.shape != (problem.num_nodes,):
-        return "slowdown [ranks] and near_s [nodes] do not fit the ranks and nodes"
+    of_nodes = {problem.inside_s.shape, problem.between_s.shape}
+    if problem.slow.shape != (problem.num_ranks,) or of_nodes != {(problem.num_nodes,)}:
+        return "slowdown [ranks], near_s and far_s [nodes] do not fit the ranks and nodes"
     if not (np.isfinite(problem.slow).all() and (problem.slow > 0).all()):
         return "slowdown must be finite and positive"
     if ids.size and not (ids.min() >= DROPPED and ids.max() < problem.num_experts):

@@ -150,7 +150,7 @@ def pairs(problem: Problem) -> Floats:
     one: Floats = np.eye(problem.num_experts)
     alone = replace(
         problem, num_ranks=problem.num_experts, ranks_per_node=1, slots_per_rank=1,
-        slowdown=None, near_s=None,
+        slowdown=None, near_s=None, far_s=None,
     )  # fmt: skip
     return flows_of(alone, [one] * problem.num_layers)
 

@@ -15,9 +15,7 @@ from scipy.sparse import coo_array  # type: ignore[import-untyped]
 from solvers.experts.problem import Floats, Ints
 
 
-def split_shares(
-    slots: Ints, loads: Floats, num_ranks: int, slow: Floats | None = None
-) -> Floats:
+def split_shares(slots: Ints, loads: Floats, num_ranks: int, slow: Floats | None = None) -> Floats:
     """[layers, slots]: of `slots` [layers, slots] (rank-major), for `loads` [layers, experts] and
     `slow` [ranks], what each takes for the same work; None: all alike."""
     rank = np.arange(slots.shape[1]) // (slots.shape[1] // num_ranks)

@@ -16,11 +16,13 @@ to be.
 Objectives: "time" (seconds, `score`), "load" (sum over layers of the fullest rank's load, by its
 slowdown), "hops" (as ExFlow counts them).
 
-Unlike ranks: all of `auto`'s own level times. Contiguous, round-robin, EPLB, shadowing and ExFlow
-know nothing of speeds and are judged all the same; MoETuner refuses.
+Unlike ranks: all of `auto`'s own level times, of computation alone and with copies. Contiguous,
+round-robin, EPLB, shadowing and ExFlow know nothing of speeds and are judged all the same; MoETuner
+refuses.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -38,7 +40,7 @@ from solvers.experts.refine import refined, refines
 from solvers.experts.score import best_of_layers, flows_of, times
 from solvers.experts.shadow import shadow
 from solvers.experts.sweeps import placed_of, sweeps
-from solvers.experts.traffic import hops
+from solvers.experts.traffic import home_s, hops
 from solvers.result import SolveResult
 
 Objective = Literal["time", "load", "hops"]
@@ -63,6 +65,7 @@ _MOST_SWEPT = 16
 """Ranks up to which swaps over chained layers are worth their time."""
 _MOST_LEVELLED = 256
 """Slots up to which replicas are also placed for load alone; beyond, EPLB comes as near."""
+_LEVELLING: tuple[Method, ...] = ("hybrid", "level")
 _SAME = 1e-9
 """Relative distance to the bound at which a placement counts as optimal."""
 
@@ -90,10 +93,24 @@ def solve(
         return _result(placed, value, limit, method)
     if fits(problem):
         return solve(problem, objective=objective, seed=seed, method="exact")
-    names = _chosen(problem, objective)
-    found = [_place(problem, name, objective, seed, effort) for name in names]
+    paces = _paces(problem) if objective == "time" else [problem]
+    tried = [(name, each) for name in _chosen(problem, objective)
+             for each in (paces if name in _LEVELLING else [problem])]  # fmt: skip
+    found = [_place(each, name, objective, seed, effort) for name, each in tried]
     best, value, which = _best(problem, objective, found)
-    return _result(best, value, _bound(problem, objective), names[which])
+    return _result(best, value, _bound(problem, objective), tried[which][0])
+
+
+def _paces(problem: Problem) -> list[Problem]:
+    """The problem; and of unlike ranks with traffic "home" one whose `slowdown` is of computation
+    and copies together: what levels the one need not level their sum."""
+    if problem.traffic != "home" or not (problem.unlike or problem.near_s is not None
+                                         or problem.far_s is not None):  # fmt: skip
+        return [problem]
+    alone = np.eye(problem.num_ranks)
+    nodes = alone.reshape(len(alone), problem.num_nodes, -1).sum(axis=2)
+    pace = problem.compute_s * problem.slow + home_s(problem, nodes, alone)
+    return [problem, replace(problem, slowdown=pace / pace.max())] if pace.all() else [problem]
 
 
 def _best(problem: Problem, objective: Objective, found: list[Placed]) -> tuple[Placed, float, int]:

@@ -121,7 +121,8 @@ def relabelled(chain: Chain, owner: Ints) -> Ints:
     flows = [chain.flow(at, owner[at], owner[at + 1]) for at in range(len(owner) - 1)]
     if not flows:
         return owner
-    return np.take_along_axis(renamed(np.stack(flows), chain.distance, chain.problem.slow), owner, axis=1)
+    names = renamed(np.stack(flows), chain.distance, chain.problem.slow)
+    return np.take_along_axis(names, owner, axis=1)
 
 
 def _cost_by_rank(chain: Chain, owner: Ints, layer: int) -> Floats:

@@ -57,12 +57,39 @@ def step_s(config: ParallelConfig, *loads: ExpertLoad) -> float:
 
 def test_what_is_not_recorded_is_level():
     table = Routed(8, (load(4, 1.5, slots=3),))
-    ep = np.array([1, 2, 4, 8])
-    assert table.load(ep).tolist() == [1, 1, 1.5, 1]
-    assert table.copies(ep).tolist() == [1, 1, 1.5, 1]
-    assert table.shared(ep).tolist() == [0, 0, 0.5, 0]
-    assert EVEN.load(ep) == EVEN.kept(ep) == EVEN.copies(ep) == 1.0
-    assert EVEN.shared(ep) == 0.0
+    ep, etp = np.array([1, 2, 4, 8]), np.array([1, 1, 1, 2])
+    assert table.load(ep, etp).tolist() == [1, 1, 1.5, 1]
+    assert table.copies(ep, etp).tolist() == [1, 1, 1.5, 1]
+    assert table.shared(ep, etp).tolist() == [0, 0, 0.5, 0]
+    assert table.own(ep, etp).tolist() == [1, 1, 1, 1]
+    assert EVEN.load(ep, etp) == EVEN.kept(ep, etp) == EVEN.copies(ep, etp) == 1.0
+    assert EVEN.shared(ep, etp) == 0.0
+
+
+def test_each_etp_has_its_own_load():
+    """One that is not in the table is as the least etp of its ep, as in files without any."""
+    loads = (load(4, 1.5), replace(load(4, 1.2), etp=2), replace(load(2, 1.1), etp=4))
+    ep, etp = np.array([4, 4, 4, 4, 2, 2, 8]), np.array([1, 2, 4, 9, 1, 4, 2])
+    found = Routed(8, loads).load(ep, etp)
+    assert found.tolist() == [1.5, 1.2, 1.5, 1.5, 1.1, 1.1, 1]
+    assert Routed(8, loads[::-1]).load(ep, etp).tolist() == found.tolist()
+    assert step_s(layout(4, tp=2, etp=2, dp_shard=8), *loads) < step_s(
+        layout(4, tp=2, etp=2, dp_shard=8), loads[0]
+    )
+
+
+def test_unlike_nodes_compute_and_receive_what_takes_them_as_long():
+    own = replace(load(8, 1.5), group_computed=(0.5, 2.0), group_sent=(1.0, 1.6))
+    whole = profile(own)
+    one = whole.of_group(0, 2)
+    (seen,) = one.expert_loads
+    assert (seen.group_computed, seen.group_sent, one.of_group(0).expert_loads) == (
+        (0.5,), (1.0,), (seen,),
+    )  # fmt: skip
+    table, at = Routed(8, (seen,)), (np.array([8]), np.array([1]))
+    assert (table.load(*at), table.own(*at), table.kept(*at)) == (1.0, 0.5, 1.5)
+    even, less = step_s(layout(8)), step_s(layout(8), seen)
+    assert less < even  # its rank computes half of the mean
 
 
 def test_all_wait_for_the_fullest_rank():

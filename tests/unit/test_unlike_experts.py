@@ -66,13 +66,9 @@ def test_an_optimum_found_by_hand() -> None:
     assert solve(problem).objective == pytest.approx(min(costs))
 
 
-@pytest.mark.parametrize(
-    ("method", "near"), [("auto", 0.1), ("level", 0.1), ("hybrid", 0.25)]
-)
+@pytest.mark.parametrize(("method", "near"), [("auto", 0.1), ("level", 0.1), ("hybrid", 0.25)])
 @pytest.mark.parametrize("per", [2, 4])
-def test_a_rank_twice_as_fast_gets_twice_the_load(
-    method: Any, near: float, per: int
-) -> None:
+def test_a_rank_twice_as_fast_gets_twice_the_load(method: Any, near: float, per: int) -> None:
     """A spare slot per rank and even experts: shares can make times equal."""
     slow = np.array([1.0, 0.5, 1.0, 0.5]) if per == 2 else np.array([1.0, 1.0, 0.5, 0.5])
     problem = routed(
