@@ -242,7 +242,7 @@ class Profile:
         group = self.cluster.groups[index]
         group = dataclasses.replace(group, num_nodes=num_nodes or group.num_nodes)
         constants = self.group_constants[index] if self.group_constants else self.constants
-        wanted = None if num_nodes else index
+        wanted = index if len(self.cluster.groups) > 1 and num_nodes is None else None
         loads = tuple(
             dataclasses.replace(
                 each,

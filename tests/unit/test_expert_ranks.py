@@ -179,7 +179,7 @@ def planned(profile: Profile, **pin: str) -> tuple[Any, Any]:
 
 def test_each_stage_of_a_mixed_pipeline_has_the_experts_of_its_kind() -> None:
     profile = facts("a100-80-1x8", "h100-1x8")
-    plan, placements = planned(profile, pp="2", ep="8")
+    plan, placements = planned(profile, pp="2", ep="8", tp="1", cp="1", mbs="1")
     chosen = plan.chosen
     kinds = groups_of_ranks(plan.cluster, chosen.config, chosen.placement)
     assert sorted(kinds) == [(0,), (1,)]

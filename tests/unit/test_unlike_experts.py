@@ -23,8 +23,10 @@ SMALL: list[dict[str, Any]] = [
     {"copies": "node"},
     {"copies": "choice", "near_s": np.array([0.9, 0.2])},
     {"copies": "rank", "ranks_per_node": 2},
+    {"copies": "choice", "far_s": np.array([2.0, 0.5])},
+    {"copies": "node", "near_s": np.array([0.9, 0.2]), "far_s": np.array([2.0, 0.5])},
     {"copies": "choice", **PORTS},
-    {"traffic": "chained"},
+    {"traffic": "chained", "far_s": np.array([2.0, 0.5])},
     {"traffic": "chained", "ranks_per_node": 2},
     {"tokens": 0, "counts": np.array([[4.0, 3, 2, 1]] * 3)},
 ]
@@ -45,7 +47,8 @@ def test_names_of_unlike_ranks_are_not_exchanged(traffic: Any) -> None:
     """Four ranks, of which two are alike; nodes whose links inside are unlike."""
     problem = routed(
         layers=2, ranks=4, ranks_per_node=2, traffic=traffic, compute_s=0.4, intra_s=9.0,
-        slowdown=np.array([1.0, 0.4, 1.0, 0.7]), near_s=np.array([0.9, 0.1]), seed=5,
+        slowdown=np.array([1.0, 0.4, 1.0, 0.7]), near_s=np.array([0.9, 0.1]),
+        far_s=np.array([0.2, 0.7]), seed=5,
     )  # fmt: skip
     assert solve(problem).objective == pytest.approx(least(problem, "time"), rel=1e-9)
 
@@ -107,6 +110,7 @@ def test_between_the_bound_and_what_knows_no_speeds(
     problem = routed(
         experts=experts, ranks=ranks, ranks_per_node=per, slots_per_rank=room,
         slowdown=np.array(slow[:ranks]), near_s=np.array(slow[ranks : ranks + ranks // per]),
+        far_s=np.array(slow[-(ranks // per) :]),
         **drawn,
     )  # fmt: skip
     for objective in ("time", "load"):
@@ -164,3 +168,17 @@ def test_shares_and_packing_against_all(seed: int) -> None:
     bins = packed(load[None], 3, slow)[0]
     took = (load[bins].sum(axis=1) * slow).max()
     assert best * (1 - 1e-9) <= took <= 1.2 * best
+
+
+@pytest.mark.parametrize(("loads", "seconds"), [((60.0, 40.0), 60.0), ((20.0, 80.0), 80.0)])
+def test_a_slow_nic_sends_its_share_whatever_it_receives(
+    loads: tuple[float, float], seconds: float
+) -> None:
+    """Two nodes of a rank, 2 s and 0.5 s per copy. Node 0 receives half of its load from node 1
+    and sends half of node 1's: max(30, 20) * 2 s, and max(10, 40) * 2 s."""
+    problem = loaded(
+        [list(loads)], num_ranks=2, ranks_per_node=1, slots_per_rank=1, copies="choice",
+        compute_s=0.0, far_s=np.array([2.0, 0.5]),
+    )  # fmt: skip
+    assert score(problem, contiguous(problem)).time_s == pytest.approx(seconds)
+    assert time_bound(problem) <= seconds
