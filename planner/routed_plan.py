@@ -2,7 +2,7 @@
 loads that this leaves priced in, and the chosen degree's placement in the plan.
 
 On one kind of node the seconds of a layer are in proportion to the fullest rank's choices, whatever
-`etp` is: one placement does for all with as many ranks in a node. On a cluster of several kinds
+`etp` is: one placement of an `ep` does for all. On a cluster of several kinds
 experts are placed for the ranks of each kind (pipeline ranks are on one) and for groups of ranks
 that reach over kinds (`planner.expert_ranks`). Replicas are rounded up to fill all ranks evenly.
 """
@@ -75,14 +75,15 @@ _Known = dict[tuple[object, ...], tuple[ExpertSlots, ...]]
 
 
 def _problem_key(ranks: Ranks) -> tuple[object, ...]:
-    """Equal where a placement for the one is as good for the other. Where all ranks are alike, what
-    a choice takes only scales the seconds."""
-    arrays = (ranks.slowdown, ranks.near_s, ranks.far_s, ranks.pair_s, ranks.out_s, ranks.in_s)
-    alike = all(each is None for each in arrays)
-    return (
-        ranks.num_ranks, ranks.ranks_per_node, None if alike else ranks.rates,
-        *(None if each is None else each.tobytes() for each in arrays),
+    """Equal where a placement for the one is as good for the other. Copies are of choices: where
+    all ranks are alike, seconds are in proportion to the fullest rank's load, whatever nodes."""
+    arrays = (
+        ranks.slowdown, ranks.near_s, ranks.far_s, ranks.pair_s, ranks.out_s, ranks.in_s,
     )  # fmt: skip
+    if all(each is None for each in arrays):
+        return (ranks.num_ranks,)
+    unlike = (None if each is None else each.tobytes() for each in arrays)
+    return (ranks.num_ranks, ranks.ranks_per_node, ranks.rates, *unlike)
 
 
 def degrees_to_place(profile: Profile, pin: Mapping[str, Sequence[str]]) -> tuple[Degree, ...]:
