@@ -17,7 +17,8 @@ and never fewer than ceil(d / m); replicas, drawn independently, change nothing 
 place has no less than the mean.
 Traffic "chained": copies from an expert that stay are at most those to the m experts that it sends
 most to; likewise from behind. What does not stay goes between ranks, all of them equally at best.
-Over measured links: 0. All this is loose where routing scatters.
+Over measured links: 0. All this is loose where routing scatters. Where copies are of choices and
+ranks or links unlike, load and traffic together (`joint_bound`).
 """
 
 from dataclasses import replace
@@ -25,6 +26,7 @@ from dataclasses import replace
 import numpy as np
 
 from solvers.experts.coactivation import coactivation
+from solvers.experts.joint_bound import joint_bound
 from solvers.experts.problem import DROPPED, Floats, Ints, Problem
 from solvers.experts.score import pairs, scales
 from solvers.experts.traffic import home_s
@@ -53,7 +55,8 @@ def time_bound(problem: Problem) -> float:
             traffic_s = _home_bound(problem)
         else:
             traffic_s[:-1] = link_bounds(problem, "time")
-    return float((problem.compute_s * load_bound(problem) + traffic_s).sum())
+    apart = problem.compute_s * load_bound(problem) + traffic_s
+    return float(np.maximum(apart, joint_bound(problem)).sum())
 
 
 def hops_bound(problem: Problem) -> float:

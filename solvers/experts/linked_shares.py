@@ -41,7 +41,7 @@ def _layer(problem: Problem, placed: Placed, layer: int, per_choice: Floats) -> 
     on_node = on_rank.reshape(problem.num_nodes, -1, num).sum(axis=1) * per_choice[:, None]
     unit = float(load.max()) * max(problem.compute_s, 1e-300)
     taken = problem.compute_s * problem.slow[:, None] * on_rank
-    blocks = [taken, *(rows @ on_node for rows in _phases(problem))]
+    blocks = [taken, *(rows @ on_node for rows in phases(problem))]
     upper = np.zeros((sum(len(block) for block in blocks), num + 3))
     begin = 0
     for which, block in enumerate(blocks):
@@ -60,7 +60,7 @@ def _layer(problem: Problem, placed: Placed, layer: int, per_choice: Floats) -> 
     return np.asarray(got / np.bincount(slots, got, problem.num_experts)[slots])
 
 
-def _phases(problem: Problem) -> tuple[Floats, Floats]:
+def phases(problem: Problem) -> tuple[Floats, Floats]:
     """([rows, nodes], [rows, nodes]): seconds of links and ports per copy that each node takes, in
     dispatch and in combine; as `traffic` has them."""
     num = problem.num_nodes

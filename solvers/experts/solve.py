@@ -32,6 +32,7 @@ from solvers.experts.bounds import hops_bound, load_bound, time_bound
 from solvers.experts.exact import exact, fits
 from solvers.experts.hybrid import hybrid
 from solvers.experts.ilp import exflow, moetuner
+from solvers.experts.joint_bound import applies, joint_loads
 from solvers.experts.level import level
 from solvers.experts.linked_shares import split_by_links
 from solvers.experts.problem import Floats, Placed, Problem, held
@@ -66,6 +67,8 @@ _MOST_SWEPT = 16
 _MOST_LEVELLED = 256
 """Slots up to which replicas are also placed for load alone; beyond, EPLB comes as near."""
 _LEVELLING: tuple[Method, ...] = ("hybrid", "level")
+_LEAST_LOAD = 1e-3
+"""Of the largest load, what a rank takes at least where loads are levelled."""
 _SAME = 1e-9
 """Relative distance to the bound at which a placement counts as optimal."""
 
@@ -102,15 +105,20 @@ def solve(
 
 
 def _paces(problem: Problem) -> list[Problem]:
-    """The problem; and of unlike ranks with traffic "home" one whose `slowdown` is of computation
-    and copies together: what levels the one need not level their sum."""
-    if problem.traffic != "home" or not (problem.unlike or problem.near_s is not None
-                                         or problem.far_s is not None):  # fmt: skip
+    """The problem; and with traffic "home" on unlike ranks others whose `slowdown` levels
+    computation and copies together: their sum (hot experts that cannot be divided go where both
+    are fast), and to the loads that take least."""
+    like = not problem.unlike and problem.near_s is None and problem.far_s is None
+    if like or problem.traffic != "home":
         return [problem]
     alone = np.eye(problem.num_ranks)
     nodes = alone.reshape(len(alone), problem.num_nodes, -1).sum(axis=2)
-    pace = problem.compute_s * problem.slow + home_s(problem, nodes, alone)
-    return [problem, replace(problem, slowdown=pace / pace.max())] if pace.all() else [problem]
+    paces = [problem.compute_s * problem.slow + home_s(problem, nodes, alone)]
+    if applies(problem):
+        loads = joint_loads(problem)
+        paces.append(1 / np.maximum(loads, _LEAST_LOAD * loads.max()))
+    others = (replace(problem, slowdown=pace / pace.max()) for pace in paces if pace.all())
+    return [problem, *others]
 
 
 def _best(problem: Problem, objective: Objective, found: list[Placed]) -> tuple[Placed, float, int]:

@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 
 from solvers.experts.baselines import contiguous, eplb
 from solvers.experts.bounds import load_bound, time_bound
+from solvers.experts.joint_bound import joint_bound, joint_loads
 from solvers.experts.packing import packed
 from solvers.experts.problem import Problem, check, held
 from solvers.experts.score import score
 from solvers.experts.shares import split_shares
 from solvers.experts.solve import METHODS, Objective, layer_costs, solve
+from solvers.experts.traffic import home_s
 from tests.unit.routed import least, loaded, routed
 
 HALF = np.array([1.0, 0.5])
@@ -182,3 +184,53 @@ def test_a_slow_nic_sends_its_share_whatever_it_receives(
     )  # fmt: skip
     assert score(problem, contiguous(problem)).time_s == pytest.approx(seconds)
     assert time_bound(problem) <= seconds
+
+
+def test_many_experts_come_near_their_bound() -> None:
+    """As docs/routing.md has it."""
+    problem = routed(
+        tokens=2000, layers=2, experts=128, k=8, ranks=16, ranks_per_node=8, copies="choice",
+        intra_s=0.0, inter_s=0.0, slowdown=np.repeat([1.0, 0.4], 8),
+    )  # fmt: skip
+    found, other = solve(problem), eplb(problem, hierarchical=False)
+    assert found.objective is not None
+    assert found.objective == pytest.approx(found.bound, rel=2e-3)
+    assert score(problem, other).time_s / found.objective == pytest.approx(1.76, abs=0.01)
+
+
+LINKS: list[dict[str, Any]] = [
+    {"far_s": np.array([2.0, 0.5])},
+    {"slowdown": HALF, "near_s": np.array([0.9, 0.2]), "inter_s": 0.3},
+    {"slowdown": HALF, **PORTS},
+    {"pair_s": np.array([[0.0, 1.3], [0.4, 0.0]]), "in_s": np.array([0.2, 0.9])},
+]
+
+
+@pytest.mark.parametrize("fields", LINKS)
+@pytest.mark.parametrize("compute_s", [0.0, 0.2, 1.0])
+def test_the_joint_bound_is_the_best_division(fields: dict[str, Any], compute_s: float) -> None:
+    """Of two ranks on two nodes, against every division in steps of 1 / 2000."""
+    problem = loaded(
+        [[60.0, 40.0]], num_ranks=2, ranks_per_node=1, slots_per_rank=1, copies="choice",
+        compute_s=compute_s, **fields,
+    )  # fmt: skip
+    part = np.linspace(0, 100, 2001)
+    loads = np.stack([part, 100 - part], axis=1)
+    took = compute_s * (loads * problem.slow).max(axis=1) + home_s(problem, loads, loads)
+    (bound,) = joint_bound(problem)
+    assert took.min() * (1 - 5e-3) <= bound <= took.min()
+    assert joint_loads(problem).sum() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_replicas_reach_the_joint_bound(seed: int) -> None:
+    """Fast nodes have fast NICs, which is where a level of computation alone would overload."""
+    problem = routed(
+        tokens=2000, layers=2, experts=32, k=4, ranks=8, ranks_per_node=4, slots_per_rank=6,
+        copies="choice", compute_s=0.5, intra_s=0.1, slowdown=np.repeat([1.0, 0.35], 4),
+        near_s=np.array([0.1, 0.05]), far_s=np.array([2.0, 1.0]), seed=seed,
+    )  # fmt: skip
+    found = solve(problem)
+    assert found.objective is not None
+    assert found.objective == pytest.approx(found.bound, rel=0.02)
+    assert score(problem, eplb(problem, hierarchical=False)).time_s > found.objective
