@@ -11,7 +11,7 @@ from planner.search import make_plan
 from planner.simulate import simulate
 from profiler.analytic import analytic_profile
 from profiler.catalog import resolve_cluster, resolve_model
-from profiler.codec import replace
+from profiler.codec import build, replace
 from profiler.job import JobSpec
 from profiler.profile import ExpertLoad
 
@@ -127,3 +127,11 @@ def test_skew_changes_the_best_ep():
     skewed = make_plan(MIXTRAL, JOB, profile(load(best, 4.0)), FREE)
     assert skewed.chosen.config.ep != best
     assert skewed.chosen.cost.step_s >= even.chosen.cost.step_s
+
+
+def test_loads_of_older_files_are_of_any_etp():
+    old = {"ep": 8, "slots_per_rank": 1, "imbalance": 1.3, "held_imbalance": 1.1}
+    known = build(ExpertLoad, old, "profile.json")
+    assert (known.etp, known.group, known.group_computed, known.group_sent) == (1, None, (), ())
+    found = Routed(8, (known,)).load(np.array([8, 8]), np.array([1, 4]))
+    assert found.tolist() == [1.3, 1.3]
