@@ -207,3 +207,20 @@ def test_groups_over_both_kinds_are_placed_by_speed() -> None:
     assert (known.ep, known.group, known.group_sent) == (16, None, ())
     next_plan = experts_again(make_plan(MODEL, JOB, again, plan.options), plan)
     assert next_plan.chosen.placement.experts == plan.chosen.placement.experts
+
+
+@pytest.mark.parametrize("etp", ["1", "2"])
+def test_two_groups_of_one_kind_are_one_cluster(etp: str) -> None:
+    """Placed over all devices, experts and their price are as on a cluster of like nodes."""
+    pins = {"pp": "1", "ep": "8", "etp": etp, "tp": "2", "cp": "1", "mbs": "1"}
+    one, _ = planned(facts("h100-2x8"), **pins)
+    two, placements = planned(facts("h100-1x8", "h100-1x8"), **pins)
+    assert two.chosen.config == one.chosen.config
+    assert two.chosen.placement.experts == one.chosen.placement.experts
+    assert two.chosen.placement.experts == placements[8, int(etp), None]
+    assert two.chosen.cost.step_s == pytest.approx(one.chosen.cost.step_s, rel=1e-12)
+    load, other = load_of_plan(one), load_of_plan(two)
+    assert load is not None
+    assert other is not None
+    assert other.group_computed == pytest.approx((load.imbalance,) * 2)
+    assert other.group_sent == pytest.approx((load.imbalance,) * 2)
