@@ -44,6 +44,7 @@ def document(found: ExpertPlan, routing: Routing) -> dict[str, Any]:
         "compute_s_per_token": ranks.rates.compute_s,
         "intra_s_per_token": ranks.rates.intra_s,
         "inter_s_per_token": ranks.rates.inter_s,
+        "slowdown": None if ranks.slowdown is None else ranks.slowdown.tolist(),
         "method": found.method,
         "objective_s": found.objective_s,
         "bound_s": found.bound_s,

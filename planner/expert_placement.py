@@ -75,6 +75,12 @@ class Ranks:
     out_s: Floats | None = None
     """[nodes]: of a copy that leaves a node."""
     in_s: Floats | None = None
+    slowdown: Floats | None = None
+    """[ranks]: what each takes for the same computation, relative to the rates; None: 1."""
+    near_s: Floats | None = None
+    """[nodes]: of a copy inside a node, where nodes are unlike."""
+    far_s: Floats | None = None
+    """[nodes]: of a copy between nodes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +107,19 @@ class ExpertPlan:
     def gap(self) -> float:
         """(objective - bound) / objective."""
         return 1 - self.bound_s / self.objective_s if self.objective_s else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unlike:
+    """Seconds of a choice on ranks that are on several node groups, and on each group alone."""
+
+    compute_s: Floats
+    """[ranks]"""
+    copy_s: Floats
+    """[ranks]: between nodes."""
+    group_compute_s: Floats
+    """[groups]"""
+    group_copy_s: Floats
 
 
 def rates_of(model: ModelSpec, job: JobSpec, node: NodeGroup, constants: dict[str, float]) -> Rates:
@@ -146,6 +165,7 @@ def problem_of(routing: Routing, ranks: Ranks) -> Problem:
         traffic=ranks.traffic, copies=ranks.copies, compute_s=ranks.rates.compute_s,
         intra_s=ranks.rates.intra_s, inter_s=ranks.rates.inter_s, pair_s=ranks.pair_s,
         out_s=ranks.out_s, in_s=ranks.in_s, num_groups=ranks.num_groups,
+        slowdown=ranks.slowdown, near_s=ranks.near_s, far_s=ranks.far_s,
     )  # fmt: skip
 
 
@@ -177,11 +197,13 @@ def load_of(
     window: int,
     capacity: float = 0.0,
     keep_shares: bool = False,
+    unlike: Unlike | None = None,
 ) -> ExpertLoad:
     """What a placement leaves to the fullest rank, of exchanges of `window` tokens each. `parts`:
     of each layer, what part of each expert's choices each rank takes, [experts, ranks].
     `capacity`: choices that an expert takes at most, over the mean expert's; the rest is dropped
-    (GShard, arXiv:2006.16668); 0: nothing is."""
+    (GShard, arXiv:2006.16668); 0: nothing is. `unlike`: speeds of the ranks, where they
+    differ."""
     windows = _windows(routing, window)
     if capacity:
         windows = np.minimum(windows, capacity * windows.mean(axis=2, keepdims=True))
@@ -194,9 +216,25 @@ def load_of(
         slots_per_rank=slots_per_rank,
         imbalance=max(1.0, float((loads.max(axis=2) / mean).mean())),
         held_imbalance=max(1.0, float(total.max() / max(total.mean(), TINY))),
+        group_computed=()
+        if unlike is None
+        else _of_groups(loads / mean[..., None], unlike.compute_s, unlike.group_compute_s),
+        # No rank sends less than the mean, whatever it receives.
+        group_sent=()
+        if unlike is None
+        else _of_groups(
+            np.maximum(loads / mean[..., None], 1.0), unlike.copy_s, unlike.group_copy_s
+        ),
         replicated=float(np.mean([((part > 0).sum(axis=1) > 1).sum() for part in parts])),
         shares=tuple(tuple(float(x) for x in row) for row in shares) if keep_shares else (),
     )
+
+
+def _of_groups(loads: Floats, rank_s: Floats, group_s: Floats) -> tuple[float, ...]:
+    """Per node group, the load that would take it as long as the slowest of `loads` [.., ranks]
+    takes its rank."""
+    slowest_s = float((loads * rank_s).max(axis=-1).mean())
+    return tuple(slowest_s / each if each else 1.0 for each in group_s.tolist())
 
 
 def parts_of(layer: ExpertSlots, num_experts: int) -> Floats:
@@ -222,12 +260,16 @@ def routing_groups(model: ModelSpec) -> int:
     return model.num_expert_groups if limited else 1
 
 
-def degrees_of(model: ModelSpec, num_devices: int, wanted: Sequence[int] = ()) -> tuple[int, ...]:
-    """Degrees of `ep` that the search may take, 1 left out."""
+def degrees_of(
+    model: ModelSpec, num_devices: int, wanted: Sequence[int] = (), *, all_devices: bool = True
+) -> tuple[int, ...]:
+    """Degrees of `ep` that the search may take on all devices or on some of them, 1 left out."""
     return tuple(
         ep
         for ep in range(2, min(model.num_experts, num_devices) + 1)
-        if model.num_experts % ep == 0 and num_devices % ep == 0 and (not wanted or ep in wanted)
+        if model.num_experts % ep == 0
+        and (not all_devices or num_devices % ep == 0)
+        and (not wanted or ep in wanted)
     )
 
 

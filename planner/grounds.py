@@ -10,6 +10,7 @@ from collections.abc import Callable
 from planner.config import ParallelConfig, Placement
 from planner.plan import Plan, StageMemory
 from planner.reach import reach_of
+from planner.routed_plan import load_of_plan
 from planner.where import kinds_of_ranks
 from planner.wording import gib, percent, rate
 from profiler.cluster import NodeGroup
@@ -185,7 +186,7 @@ def _ep(plan: Plan) -> str | None:
         return None
     if config.ep == 1:
         return f"all {model.num_experts} experts on every rank: no exchange of tokens"
-    load = next((each for each in plan.profile.expert_loads if each.ep == config.ep), None)
+    load = load_of_plan(plan)
     held = load.slots_per_rank if load else model.num_experts / config.ep
     routed = f", the fullest routed {load.imbalance:.2f} times the mean" if load else ""
     return (

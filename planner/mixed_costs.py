@@ -24,6 +24,7 @@ from planner.predict import memory_degrees, sizes_of, terms_of_step
 from planner.prepared import Prepared
 from planner.program import Program
 from planner.room import totals
+from planner.routed import EVEN, Routed, fullest_of
 from planner.timing.inputs import constants_of, machine_of, plan_software, shape_of, split_of
 from planner.timing.network import message_s
 from planner.timing.quantities import Array, Constants, Machine, Num, Split
@@ -50,6 +51,8 @@ class Kind:
     capacity_bytes: float
     start: int
     """First device."""
+    routed: Routed = EVEN
+    """What routing leaves to the fullest of its ranks."""
 
     @property
     def num_devices(self) -> int:
@@ -74,11 +77,14 @@ class MixedCosts:
                 constants=constants_of(constants),
                 capacity_bytes=group.device.memory_bytes * (1 - job.memory_reserve),
                 start=start,
+                routed=Routed(model.num_experts, profile.of_group(g).expert_loads),
             )
-            for group, constants, start in zip(
-                profile.cluster.groups, profile.group_constants, starts, strict=False
+            for g, (group, constants, start) in enumerate(
+                zip(profile.cluster.groups, profile.group_constants, starts, strict=False)
             )
         )
+        on_kinds = (each for each in profile.expert_loads if each.group is not None)
+        self._routed = Routed(model.num_experts, fullest_of(on_kinds))
         self.shape = shape_of(model, job.seq_len)
         self.software = plan_software(software, profile.cluster.groups[0].device)
         self.coverage = software_coverage(software.only, self.software)
@@ -91,6 +97,9 @@ class MixedCosts:
         """(step, head) of layouts on one kind; of a step only what a layer or a rank takes
         matters."""
         hw, c = kind.machine, kind.constants
+        if kind.routed.loads:
+            ep, etp = (np.asarray(x, dtype=np.int64) for x in (split.ep, split.etp))
+            split = dataclasses.replace(split, **kind.routed.quantities(ep, etp))
         with np.errstate(invalid="ignore", divide="ignore"):
             step = step_times(self.shape, split, hw, self.software, c)
         if not self.model.num_moe_layers:  # what follows the layers is one of them
@@ -107,7 +116,7 @@ class MixedCosts:
         """Of the first, a middle and the last rank; of one micro-batch in flight if asked."""
         m = np.maximum(layouts.num_microbatches(self.job), 1)
         m = np.ones_like(m) if one_micro_batch else m
-        degrees = memory_degrees(layouts, m, self.software.sequence_parallel)
+        degrees = memory_degrees(layouts, m, self.software.sequence_parallel, self._routed)
         return stage_peaks(self._sizes, degrees, self._recipe, layers)
 
     def send_s(self, split: Split, one: Kind, other: Kind, distance: Num) -> Num:

@@ -269,7 +269,8 @@ def memory_degrees(
         pp=layouts.pp, vpp=layouts.vpp, dp_replicate=layouts.dp_replicate,
         dp_shard=layouts.dp_shard, zero=layouts.zero, cp=layouts.cp, tp=layouts.tp,
         ep=layouts.ep, etp=layouts.etp,
-        imbalance=routed.kept(layouts.ep), expert_copies=routed.copies(layouts.ep),
+        imbalance=routed.kept(layouts.ep, layouts.etp),
+        expert_copies=routed.copies(layouts.ep, layouts.etp),
         micro_batch=layouts.micro_batch.astype(np.float64),  # tokens exceed 32 bits
         recompute=layouts.recompute, schedule=layouts.schedule,
         num_microbatches=num_microbatches, sequence_parallel=sequence, offload=layouts.offload,

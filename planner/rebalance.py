@@ -34,7 +34,7 @@ from planner.expert_moves import (
     state_bytes,
 )
 from planner.expert_placement import Ranks, Rates, parts_of, place
-from planner.pipeline import owners_of
+from planner.pipeline import moe_ranks
 from planner.placed import inside_of
 from profiler.codec import replace
 from profiler.model import ModelSpec
@@ -138,7 +138,7 @@ def decide(
     pays = [saved > gain * seconds(own) for saved, own in zip(saved_s, sent, strict=True)]
     moves = [each for yes, own in zip(pays, sent, strict=True) for each in own if yes]
     new = tuple(b if yes else a for a, b, yes in zip(old, wished, pays, strict=True))
-    stages = _pipeline_ranks(model, config, placement)
+    stages = np.array(moe_ranks(model, config, placement), np.int64)
     step_s, new_step_s = (_step_s(each, stages) for each in (now, np.where(pays, then, now)))
     move_s = seconds(moves)
     worth = any(pays) and (step_s - new_step_s) * look.steps_left > gain * move_s
@@ -164,19 +164,6 @@ def move_rates(profile: Profile) -> MoveRates:
     return MoveRates(
         inside=inside_of(profile)[0], between=tuple(nics), source="measured messages in a node"
     )
-
-
-def _pipeline_ranks(
-    model: ModelSpec, config: ParallelConfig, placement: Placement
-) -> NDArray[np.int64]:
-    """[layers]: the pipeline rank of each MoE layer."""
-    moe = [block for block, kind in enumerate(model.blocks) if kind == "moe"]
-    owner = {
-        block: rank
-        for rank, (first, end) in zip(owners_of(config, placement), placement.stages, strict=True)
-        for block in range(first, end)
-    }
-    return np.array([owner[block] for block in moe], np.int64)
 
 
 def _step_s(layer_s: Floats, stages: NDArray[np.int64]) -> float:

@@ -1,15 +1,18 @@
-"""Recorded routing in the choice of a layout: experts placed for each degree of `ep`, the loads
-that this leaves priced in, and the chosen degree's placement in the plan.
+"""Recorded routing in the choice of a layout: experts placed for each degree of `ep` and `etp`, the
+loads that this leaves priced in, and the chosen degree's placement in the plan.
 
-Ranks of an `ep` group follow each other (`planner.grid`), so that a node holds as many of them as
-it has devices, at most. Replicas are rounded up to fill all ranks evenly.
+On one kind of node the seconds of a layer are in proportion to the fullest rank's choices, whatever
+`etp` is: one placement of an `ep` does for all. On a cluster of several kinds
+experts are placed for the ranks of each kind (pipeline ranks are on one) and for groups of ranks
+that reach over kinds (`planner.expert_ranks`). Replicas are rounded up to fill all ranks evenly.
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 
 import numpy as np
 
+from planner.axes import divisors
 from planner.config import ExpertSlots
 from planner.expert_placement import (
     Floats,
@@ -22,15 +25,20 @@ from planner.expert_placement import (
     rates_of,
     routing_groups,
 )
+from planner.expert_ranks import devices_of, spread_ranks, unlike_ranks
+from planner.pipeline import moe_ranks
 from planner.plan import Plan, plan_id
+from planner.routed import fullest_of
+from planner.where import groups_of_ranks
 from profiler.codec import replace
 from profiler.job import ACTIVATION_BYTES, JobSpec
 from profiler.model import ModelSpec
 from profiler.profile import ExpertLoad, HostLinks, Profile
 from profiler.routing.trace import Routing
 
-Placements = dict[int, tuple[ExpertSlots, ...]]
-"""By ep."""
+Degree = tuple[int, int, int | None]
+"""ep, etp, and the node group on which all ranks are (None: the only one, or several)."""
+Placements = dict[Degree, tuple[ExpertSlots, ...]]
 Progress = Callable[[int, int, str], None]
 
 
@@ -40,56 +48,105 @@ def with_loads(
     job: JobSpec,
     *,
     redundant: int = 0,
-    wanted: Sequence[int] = (),
+    pin: Mapping[str, Sequence[str]] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> tuple[Profile, Placements]:
-    """The profile with what routing leaves to the fullest rank of each `ep` (of `wanted`, where
-    that is not empty), and the placements that do so."""
-    model = profile.model
-    devices = sum(g.num_nodes * g.devices_per_node for g in profile.cluster.groups)
-    degrees = degrees_of(model, devices, wanted)
-    loads, placements = list[ExpertLoad](), Placements()
-    for number, ep in enumerate(degrees):
+    """The profile with what routing leaves to the fullest rank of each `ep` and `etp` (of the
+    search's `pin`, where that has some), and the placements that do so."""
+    degrees = degrees_to_place(profile, pin or {})
+    loads, placements, known = list[ExpertLoad](), Placements(), _Known()
+    for number, (ep, etp, group) in enumerate(degrees):
         if progress is not None:
             progress(number, len(degrees), f"placing experts on {ep} ranks")
-        ranks = ranks_of(profile, job, ep, redundant)
-        found = place(routing, ranks, seed=seed, compare=False)
-        placements[ep] = found.layers
-        loads.append(_load(profile, routing, job, found.layers))
+        ranks = ranks_of(profile, job, ep, redundant, etp=etp, group=group)
+        key = _problem_key(ranks)
+        if key not in known:
+            known[key] = place(routing, ranks, seed=seed, compare=False).layers
+        placements[ep, etp, group] = known[key]
+        load = _load(profile, routing, job, known[key], etp, group)
+        # What is as of the ep's least etp is not said again (`planner.routed`).
+        if not any(replace(each, etp=etp) == load for each in loads):
+            loads.append(load)
     return replace(profile, expert_loads=tuple(loads)), placements
 
 
+_Known = dict[tuple[object, ...], tuple[ExpertSlots, ...]]
+
+
+def _problem_key(ranks: Ranks) -> tuple[object, ...]:
+    """Equal where a placement for the one is as good for the other. Copies are of choices: where
+    all ranks are alike, seconds are in proportion to the fullest rank's load, whatever nodes."""
+    arrays = (
+        ranks.slowdown, ranks.near_s, ranks.far_s, ranks.pair_s, ranks.out_s, ranks.in_s,
+    )  # fmt: skip
+    if all(each is None for each in arrays):
+        return (ranks.num_ranks,)
+    unlike = (None if each is None else each.tobytes() for each in arrays)
+    return (ranks.num_ranks, ranks.ranks_per_node, ranks.rates, *unlike)
+
+
+def degrees_to_place(profile: Profile, pin: Mapping[str, Sequence[str]]) -> tuple[Degree, ...]:
+    """What the search may take. Measured experts are whole (`planner.spread_experts`)."""
+    cluster = profile.cluster
+    wanted = {axis: tuple(int(v) for v in pin.get(axis, ()) if v.isdigit())
+              for axis in ("ep", "etp", "tp")}  # fmt: skip
+    widest = max(group.devices_per_domain for group in cluster.groups)
+    tensor = wanted["tp"] or [d for d in divisors(profile.model.num_heads) if d <= widest]
+    usual = sorted({d for tp in tensor for d in divisors(tp)})
+    widths = (wanted["etp"] or usual) if profile.is_analytic else [1]
+
+    def of(group: int | None) -> list[Degree]:
+        parts = [g for k, g in enumerate(cluster.groups) if group in (None, k)]
+        num = sum(g.num_nodes * g.devices_per_node for g in parts)
+        eps = degrees_of(profile.model, num, wanted["ep"], all_devices=group is None)
+        return [(ep, etp, group) for etp, ep in product(widths, eps) if ep * etp <= num]
+
+    if len(cluster.groups) == 1:
+        return tuple(of(None))
+    # Ranks reach over kinds where nodes have equally many devices (`planner.mixed`).
+    even = len({g.devices_per_node for g in cluster.groups}) == 1
+    found = [degree for k in range(len(cluster.groups)) for degree in of(k)]
+    return tuple(found + (of(None) if even else []))
+
+
 def with_layout(
-    profile: Profile, routing: Routing, job: JobSpec, layers: Sequence[ExpertSlots]
+    profile: Profile, routing: Routing, job: JobSpec, layers: Sequence[ExpertSlots], etp: int = 1
 ) -> Profile:
     """The profile with what routing leaves to the fullest rank where experts are so placed."""
-    return replace(profile, expert_loads=(_load(profile, routing, job, layers),))
+    return replace(profile, expert_loads=(_load(profile, routing, job, layers, etp, None),))
 
 
 def _load(
-    profile: Profile, routing: Routing, job: JobSpec, layers: Sequence[ExpertSlots]
-) -> ExpertLoad:
+    profile: Profile, routing: Routing, job: JobSpec, layers: Sequence[ExpertSlots],
+    etp: int, group: int | None,
+) -> ExpertLoad:  # fmt: skip
     ep = len(layers[0].slots)
     most = max(len(slots) for layer in layers for slots in layer.slots)
     parts = [parts_of(layer, profile.model.num_experts) for layer in layers]
-    return load_of(
+    unlike = None
+    if len(profile.cluster.groups) > 1 and group is None:
+        unlike = unlike_ranks(devices_of(profile.cluster), _all_rates(profile, job), ep, etp)
+    found = load_of(
         routing, parts, most, window=job.seq_len * ep,
         capacity=profile.model.capacity_factor or 0.0, keep_shares=not profile.is_analytic,
+        unlike=unlike,
     )  # fmt: skip
+    return replace(found, etp=etp, group=group)
 
 
-def ranks_of(profile: Profile, job: JobSpec, ep: int, redundant: int = 0) -> Ranks:
-    """The ranks of a group of `ep`, as a training step uses them."""
-    model, node = profile.model, profile.cluster.groups[0]
-    ranks = Ranks(
-        num_ranks=ep,
-        ranks_per_node=math.gcd(ep, node.devices_per_node),
-        slots_per_rank=-(-(model.num_experts + redundant) // ep),
-        rates=_rates(profile, job),
-        num_groups=routing_groups(model),
-    )
-    if profile.links is None or ep != node.num_nodes * node.devices_per_node:
+def ranks_of(
+    profile: Profile, job: JobSpec, ep: int, redundant: int = 0, *, etp: int = 1,
+    group: int | None = None,
+) -> Ranks:  # fmt: skip
+    """The ranks of a group of `ep`, as a training step uses them; on one node group of the cluster
+    or over all of them."""
+    model, cluster = profile.model, profile.cluster
+    ranks = spread_ranks(
+        devices_of(cluster, group), _all_rates(profile, job), ep, etp,
+        -(-(model.num_experts + redundant) // ep), num_groups=routing_groups(model),
+    )  # fmt: skip
+    if profile.links is None or ep != cluster.num_devices:
         return ranks
     return _on_links(ranks, profile.links, _token_bytes(model, job))
 
@@ -99,10 +156,15 @@ def _token_bytes(model: ModelSpec, job: JobSpec) -> float:
     return 4.0 * model.hidden_size * ACTIVATION_BYTES[job.precision]
 
 
-def _rates(profile: Profile, job: JobSpec) -> Rates:
+def _all_rates(profile: Profile, job: JobSpec) -> list[Rates]:
+    """Of each node group."""
+    return [_rates(profile, job, g) for g in range(len(profile.cluster.groups))]
+
+
+def _rates(profile: Profile, job: JobSpec, group: int) -> Rates:
     """Of a training step: of experts that were profiled, else of the catalogue."""
-    model, node = profile.model, profile.cluster.groups[0]
-    constants = profile.group_constants[0] if profile.group_constants else profile.constants
+    model, node = profile.model, profile.cluster.groups[group]
+    constants = profile.group_constants[group] if profile.group_constants else profile.constants
     rates = rates_of(model, job, node, constants).trained
     entries = [e for e in profile.blocks if e.block == "experts" and e.status == "ok"]
     if not entries:
@@ -137,26 +199,61 @@ def _on_links(ranks: Ranks, links: HostLinks, num_bytes: float) -> Ranks:
     )
 
 
+def load_of_plan(plan: Plan) -> ExpertLoad | None:
+    """What was routed to the fullest ranks of the chosen layout; None where nobody knows."""
+    config, known = plan.chosen.config, plan.profile.expert_loads
+    groups = set(_groups_of(plan))
+    of_ep = [each for each in known if each.ep == config.ep and each.group in groups]
+    # As the table has it, where the etp is not in it.
+    least = min((each.etp for each in of_ep), default=1)
+    etp = config.etp if any(each.etp == config.etp for each in of_ep) else least
+    return next(iter(fullest_of(each for each in of_ep if each.etp == etp)), None)
+
+
 def loads_again(facts: Profile, old: Plan) -> Profile:
     """Facts for a plan after `old`, with the load of its ep where its experts were placed; what
     routing would leave to other degrees is not known any more."""
     chosen = old.chosen
     known = old.profile.expert_loads if chosen.placement.experts else ()
     kept = tuple(each for each in known if each.ep == chosen.config.ep)
+    num_groups = len(facts.cluster.groups)
+    if num_groups != len(old.cluster.groups):
+        groups = (None, *range(num_groups)) if num_groups > 1 else (None,)
+        plain = (replace(each, group=None, group_computed=(), group_sent=()) for each in kept)
+        kept = tuple(replace(each, group=g) for g, each in product(groups, fullest_of(plain)))
     return replace(facts, expert_loads=kept)
 
 
 def experts_again(plan: Plan, old: Plan) -> Plan:
     """The plan with its experts where `old` has them, if they are spread over as many ranks."""
     layers = old.chosen.placement.experts
-    return with_experts(plan, {old.chosen.config.ep: layers}) if layers else plan
+    if not layers or plan.chosen.config.ep != old.chosen.config.ep:
+        return plan
+    return _placed(plan, layers)
 
 
 def with_experts(plan: Plan, placements: Placements) -> Plan:
-    """The plan with its chosen layout's experts where the routing wants them."""
-    layers = placements.get(plan.chosen.config.ep)
-    if layers is None:
+    """The plan with its chosen layout's experts where the routing wants them: of each layer, on the
+    kind of node that its pipeline rank is on."""
+    config, placement = plan.chosen.config, plan.chosen.placement
+    found = [placements.get((config.ep, config.etp, group)) for group in _groups_of(plan)]
+    of_rank = [each for each in found if each is not None]
+    if len(of_rank) < config.pp:
         return plan
+    ranks = moe_ranks(plan.model, config, placement)
+    return _placed(plan, tuple(of_rank[rank][layer] for layer, rank in enumerate(ranks)))
+
+
+def _groups_of(plan: Plan) -> tuple[int | None, ...]:
+    """Of each pipeline rank the node group that its experts are placed for."""
+    config, placement, cluster = plan.chosen.config, plan.chosen.placement, plan.cluster
+    # Layouts on one group, and pipelines over several, name their devices (`planner.mixed`).
+    if len(cluster.groups) == 1 or not placement.devices:
+        return (None,) * config.pp
+    return tuple(own[0] for own in groups_of_ranks(cluster, config, placement))
+
+
+def _placed(plan: Plan, layers: tuple[ExpertSlots, ...]) -> Plan:
     placement = replace(plan.chosen.placement, experts=layers)
     found = replace(plan, id="", chosen=replace(plan.chosen, placement=placement))
     return replace(found, id=plan_id(found))

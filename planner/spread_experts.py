@@ -58,7 +58,7 @@ class SpreadExperts:
         loads: Sequence[ExpertLoad],
     ) -> None:
         self.model, self.job, self._table, self._curves = model, job, table, curves
-        self._loads = {each.ep: each for each in loads if each.ep > 1}
+        self._loads = {each.ep: each for each in loads if each.ep > 1 and each.etp == 1}
 
     def reaches(self, config: ParallelConfig) -> bool:
         """Whether entries speak of the layout's experts."""

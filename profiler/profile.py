@@ -136,12 +136,21 @@ class ExpertLoad:
     Choices over those of the mean rank, as the placed tokens had them."""
 
     ep: Positive
+    etp: Positive = 1
+    """Devices that share each rank's experts."""
+    group: NotNegative | None = None
+    """Node group of the cluster on which all ranks are; none: the only one, or any."""
     slots_per_rank: Positive
     """Experts that a rank holds, replicas included."""
     imbalance: Annotated[float, Ge(1)]
     """Of the fullest rank of each layer, mean over layers."""
     held_imbalance: Annotated[float, Ge(1)]
     """Of the rank with most over all layers together."""
+    group_computed: tuple[Annotated[float, Ge(0)], ...] = ()
+    """Where experts are spread over unlike node groups: of each, the choices that take it as long
+    as the slowest rank takes to compute its own. Empty: `imbalance`."""
+    group_sent: tuple[Annotated[float, Ge(0)], ...] = ()
+    """The same of what is exchanged."""
     replicated: Annotated[float, Ge(0)] = 0.0
     """Experts that several ranks hold, mean over layers."""
     shares: tuple[tuple[Annotated[float, Ge(0)], ...], ...] = ()
@@ -217,7 +226,8 @@ class Profile:
     links: HostLinks | None = None
     """Between each two hosts, where that was measured; else all are as the transfers say."""
     expert_loads: tuple[ExpertLoad, ...] = ()
-    """By ep, where routing was recorded; else all experts get equally many tokens."""
+    """By ep, etp and node group, where routing was recorded; else all experts get equally many
+    tokens."""
 
     def __post_init__(self) -> None:
         if self.links and len(self.links.hosts) != sum(g.num_nodes for g in self.cluster.groups):
@@ -229,12 +239,25 @@ class Profile:
         return self.software is not None
 
     def of_group(self, index: int, num_nodes: int | None = None) -> "Profile":
-        """An analytic profile of one node group, or of so many nodes like its own."""
+        """An analytic profile of one node group, or of so many nodes like its own. Of the loads
+        those of ranks on this group, or of ranks on all of them as its own see them."""
         group = self.cluster.groups[index]
         group = dataclasses.replace(group, num_nodes=num_nodes or group.num_nodes)
         constants = self.group_constants[index] if self.group_constants else self.constants
+        wanted = index if len(self.cluster.groups) > 1 and num_nodes is None else None
+        loads = tuple(
+            dataclasses.replace(
+                each,
+                group=None,
+                group_computed=each.group_computed[index : index + 1],
+                group_sent=each.group_sent[index : index + 1],
+            )
+            for each in self.expert_loads
+            if each.group == wanted
+        )
         return dataclasses.replace(
             self,
+            expert_loads=loads,
             cluster=dataclasses.replace(self.cluster, groups=(group,)),
             constants=constants,
             group_constants=(),

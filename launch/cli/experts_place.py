@@ -13,7 +13,7 @@ from profiler.errors import UserError
 
 if TYPE_CHECKING:
     from planner.expert_placement import ExpertPlan, Ranks, Rates
-    from profiler.cluster import ClusterSpec
+    from profiler.cluster import ClusterSpec, NodeGroup
     from profiler.model import ModelSpec
     from profiler.routing.trace import Routing
     from solvers.experts.problem import Score
@@ -137,6 +137,13 @@ def _ranks(
     from solvers.experts.problem import Copies, Traffic
 
     on = resolve_cluster(cluster) if cluster else None
+    slots = slots_of(routing.num_experts, ep, redundant)
+    sent = {
+        "traffic": _one_of("traffic", traffic, Traffic),
+        "copies": _one_of("copies", copies, Copies),
+    }
+    if on is not None and len(on.groups) > 1:
+        return _mixed_ranks(spec, on, ep, slots, per_node, use, given, sent)
     if per_node is None:
         per_node = min(ep, on.uniform.devices_per_node) if on else ep
     if ep % per_node:
@@ -145,10 +152,25 @@ def _ranks(
         )
     return Ranks(
         num_ranks=ep, ranks_per_node=per_node,
-        slots_per_rank=slots_of(routing.num_experts, ep, redundant),
-        rates=_rates(spec, on, use, given), traffic=_one_of("traffic", traffic, Traffic),
-        copies=_one_of("copies", copies, Copies),
+        slots_per_rank=slots, rates=_rates(spec, on.groups[0] if on else None, use, given), **sent,
     )  # fmt: skip
+
+
+def _mixed_ranks(
+    spec: "ModelSpec | None", cluster: "ClusterSpec", ep: int, slots: int, per_node: int | None,
+    use: str, given: dict[str, float | None], sent: dict[str, Any],
+) -> "Ranks":  # fmt: skip
+    """On the nodes of several kinds in their order, or on `per_node` devices of each."""
+    from planner.expert_ranks import devices_of, spread_ranks
+
+    devices = devices_of(cluster, per_node=per_node)
+    if ep > len(devices.node):
+        raise UserError(
+            f"cluster `{cluster.name}` has {len(devices.node)} such ranks, not {ep}",
+            hint="take a smaller `--ep`",
+        )
+    rates = [_rates(spec, group, use, given) for group in cluster.groups]
+    return spread_ranks(devices, rates, ep, 1, slots, **sent)
 
 
 def _groups(spec: "ModelSpec | None", asked: int | None, routing: "Routing") -> int:
@@ -165,14 +187,12 @@ def _groups(spec: "ModelSpec | None", asked: int | None, routing: "Routing") -> 
 
 
 def _rates(
-    spec: "ModelSpec | None",
-    cluster: "ClusterSpec | None",
-    use: str,
-    given: dict[str, float | None],
+    spec: "ModelSpec | None", node: "NodeGroup | None", use: str, given: dict[str, float | None]
 ) -> "Rates":
     """The catalogue's, but for those that were given, which are taken as they are."""
     from planner.expert_placement import Rates, rates_of
-    from profiler.analytic import analytic_profile
+    from profiler.analytic import DEFAULT_SOFTWARE
+    from profiler.catalog.constants import resolve_constants
     from profiler.job import JobSpec
 
     if use not in ("training", "inference"):
@@ -180,15 +200,14 @@ def _rates(
     numbers = {f"{name}_s": value for name, value in given.items() if value is not None}
     if len(numbers) == len(_OVERRIDES):
         return Rates(**numbers)
-    if spec is None or cluster is None:
+    if spec is None or node is None:
         missing = "`-m MODEL`" if spec is None else "`-c CLUSTER`"
         raise UserError(
             f"what a token takes is not known without {missing}",
             hint="or pass `--compute-s-per-token`, `--intra-s-per-token` and `--inter-s-per-token`",
         )
-    job = JobSpec(global_batch=cluster.num_devices, seq_len=4096)
-    constants = analytic_profile(spec, job, cluster, None).constants
-    rates = rates_of(spec, job, cluster.uniform, constants)
+    job = JobSpec(global_batch=1, seq_len=4096)
+    rates = rates_of(spec, job, node, resolve_constants(node, DEFAULT_SOFTWARE))
     rates = rates.trained if use == "training" else rates
     own = {name: getattr(rates, name) for name in ("compute_s", "intra_s", "inter_s")}
     return Rates(**(own | numbers))
@@ -208,10 +227,16 @@ def _print(found: "ExpertPlan", routing: "Routing", cpu_s: float, held_out: floa
     home = (
         "return home after each layer" if ranks.traffic == "home" else "go on from where they are"
     )
-    say(f"{where}, {ranks.slots_per_rank} slots each; tokens {home}\n")
+    say(f"{where}, {ranks.slots_per_rank} slots each; tokens {home}")
+    load = "load max/mean"
+    if ranks.slowdown is not None:
+        load = "time max/level"
+        for line in _speeds(ranks):
+            say(line)
+    say("")
     tokens = getattr(routing, "num_tokens", 0)
     test = round(tokens * held_out) if found.held_out else 0
-    say(f"  {'':14}{'load max/mean':>20}{'nodes per token':>20}{'us per token':>20}")
+    say(f"  {'':14}{load:>20}{'nodes per token':>20}{'us per token':>20}")
     both = f"{'placed':>10}{'unseen':>10}"
     say(f"  {'':14}{both * 3}")
     for name, scores in {_MINE: (found.train, found.held_out), **found.others}.items():
@@ -219,6 +244,19 @@ def _print(found: "ExpertPlan", routing: "Routing", cpu_s: float, held_out: floa
         say(f"{mark} {name:<14}{_row(scores, tokens - test, test)}")
     proof = f"within {found.gap:.1%} of a proven bound"
     say(f"\nFound by `{found.method}` in {cpu_s:.2f} CPU-s, {proof}")
+
+
+def _speeds(ranks: "Ranks") -> list[str]:
+    """Which ranks are how fast."""
+    slow = [] if ranks.slowdown is None else ranks.slowdown.tolist()
+    lines, begin = [], 0
+    for rank in range(1, len(slow) + 1):
+        if rank == len(slow) or slow[rank] != slow[begin]:
+            factor = slow[begin] / min(slow)
+            how = "the fastest" if factor == 1 else f"computing takes {factor:.2f} times as long"
+            lines.append(f"Ranks {begin} to {rank - 1}: {how}")
+            begin = rank
+    return lines
 
 
 def _row(scores: "tuple[Score, Score | None]", tokens: int, test: int) -> str:

@@ -139,7 +139,7 @@ def run(
     facts = measured or analytic_profile(spec, job, target, software)
     if redundant and (routing is None or layout is not None):
         raise UserError("`--redundant` goes with `--routing` and a search", hint="leave it out")
-    routed = read_routing(routing, spec, facts) if routing is not None else None
+    routed = read_routing(routing, spec) if routing is not None else None
     if layout is None:
         tried = by_nic or {"": facts}
         plans = {

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.cli.terminal import Progress
-from profiler.errors import UserError
 
 if TYPE_CHECKING:
     from planner.given import LayoutFile
@@ -15,17 +14,12 @@ if TYPE_CHECKING:
     from profiler.routing.trace import Routing
 
 
-def read_routing(path: Path, spec: "ModelSpec", facts: "Profile") -> "Routing":
+def read_routing(path: Path, spec: "ModelSpec") -> "Routing":
     """A recording of this model's routing; `UserError` where it is of another's."""
     from launch.routing_files import read_any_routing
     from profiler.routing.checks import check_model
     from profiler.routing.readers import Wanted
 
-    if len(facts.cluster.groups) > 1:
-        raise UserError(
-            "uneven routing is not priced on clusters of unlike devices",
-            hint="leave `--routing` out, or plan for one kind of node",
-        )
     routing = read_any_routing(path, Wanted(num_experts=spec.num_experts or None, keys=()))
     check_model(routing, spec, str(path))
     return routing
@@ -40,10 +34,9 @@ def routed_plan(
     from planner.search import make_plan
 
     progress = Progress()
-    wanted = tuple(int(v) for v in options.pin.get("ep", ()) if v.isdigit())
     try:
         facts, placements = with_loads(
-            facts, routing, job, redundant=redundant, wanted=wanted, progress=progress
+            facts, routing, job, redundant=redundant, pin=options.pin, progress=progress
         )
     finally:
         progress.close()
@@ -63,4 +56,4 @@ def given_loads(
     layers = (
         layout.experts or (contiguous_slots(model.num_experts, layout.ep),) * model.num_moe_layers
     )
-    return with_layout(facts, routing, job, layers)
+    return with_layout(facts, routing, job, layers, layout.etp)

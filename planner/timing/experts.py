@@ -66,7 +66,7 @@ def with_experts(
     up = (1 + shape.gated) * x
     # The others wait for the fullest rank at the exchange of every layer.
     sent = tokens / split.tp * shape.topk * split.load
-    routed = sent * split.etp
+    routed = sent * split.etp * split.own_load
     held = np.maximum(shape.experts * split.expert_copies / split.ep, 1.0)
     experts = _products_s(hw, c, routed, held, split.ep_overlap, h, x, up)
     y = shape.shared_ffn / split.tp
@@ -117,7 +117,8 @@ def _exchanges_s(
     back, beside which experts `compute` so long forward and backward."""
     chunks, num_bytes = split.ep_overlap, hw.element_bytes * sent * hidden
     # Sorting tokens by expert and back belongs to the exchange: what hides it hides both.
-    sorting = stream_s(hw, c, hw.element_bytes * c.routed_passes * hidden * (sent * split.etp))
+    routed = sent * split.etp * split.own_load
+    sorting = stream_s(hw, c, hw.element_bytes * c.routed_passes * hidden * routed)
     fused = np.where(sw.fused_exchange > 0, c.fused_exchange, 1.0)
     exposed = np.where(sw.overlap_exchange > 0, c.exposed_exchange, 1.0)
     on = split.ep > 1

@@ -79,9 +79,7 @@ def split_of(layouts: Layouts, job: JobSpec, routed: Routed = EVEN) -> Split:
         schedule=layouts.schedule,
         offload=layouts.offload,
         ep_overlap=floats(layouts.ep_overlap),
-        load=routed.load(layouts.ep),
-        expert_copies=routed.copies(layouts.ep),
-        shared_experts=routed.shared(layouts.ep),
+        **routed.quantities(layouts.ep, layouts.etp),
     )
 
 

@@ -87,6 +87,8 @@ class Split:
     offload: Num
     load: Num = 1.0
     """Choices at the fullest rank of `ep` over the mean rank's."""
+    own_load: Num = 1.0
+    """What takes this kind of node as long to compute as the slowest rank, over `load`."""
     expert_copies: Num = 1.0
     """Slots for experts over experts: above 1 with replicas."""
     ep_overlap: Num = 1.0

@@ -6,8 +6,9 @@ chained  Dynamic programming over layers, states = assignments:
              best[l, b] = load_cost(l, b) + min over a of  best[l - 1, a] + link_cost(l - 1, a, b)
 
 The cost does not change when equal ranks of a node, or equal nodes, change their names in all
-layers at once. So best[l, .] is needed of one assignment a of each orbit alone, against every b;
-and an `a` is left out where even the lightest later layers lift it above a known placement.
+layers at once (equally fast ones). So best[l, .] is needed of one assignment a of each orbit alone,
+against every b; and an `a` is left out where even the lightest later layers lift it above a known
+placement.
 One slot per expert. 8 experts on 4 ranks are 2520 assignments, 315 (two nodes) or 105 orbits.
 """
 
@@ -65,8 +66,8 @@ def _by_layer(problem: Problem, objective: str, states: Ints) -> Ints:
     eye = np.eye(problem.num_ranks)[states]
     load = np.einsum("le,ser->lsr", problem.counts, eye)
     if objective == "load":
-        return np.asarray(load.max(axis=2).argmin(axis=1))
-    cost = problem.compute_s * load.max(axis=2)
+        return np.asarray((load * problem.slow).max(axis=2).argmin(axis=1))
+    cost = problem.compute_s * (load * problem.slow).max(axis=2)
     if problem.copies == "choice":
         none = np.zeros((1, problem.num_nodes))
         return np.asarray((cost + home_s(problem, none, load)).argmin(axis=1))
@@ -150,8 +151,16 @@ def _orbits(problem: Problem, objective: str, states: Ints) -> Ints:
             names = [
                 node * per + rank for node, own in zip(order, inside, strict=True) for rank in own
             ]
-            lowest = np.minimum(lowest, np.array(names)[states] @ digits)
+            if objective == "hops" or _alike(problem, np.array(names)):
+                lowest = np.minimum(lowest, np.array(names)[states] @ digits)
     return np.array([index[int(code)] for code in lowest])
+
+
+def _alike(problem: Problem, names: Ints) -> bool:
+    """Whether ranks that take each other's names are equally fast, inside and in links."""
+    per = problem.ranks_per_node
+    links = (np.repeat(each, per) for each in (problem.inside_s, problem.between_s))
+    return all((each == each[names]).all() for each in (problem.slow, *links))
 
 
 def _step(chain: Chain, layer: int, eye: Floats, open_: Ints, best: Floats) -> tuple[Floats, Ints]:

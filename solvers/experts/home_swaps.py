@@ -22,7 +22,7 @@ slots of ranks, with tables made anew for each swap.
 import numpy as np
 
 from solvers.experts.bounds import load_bound
-from solvers.experts.nodes import seconds_per_visit
+from solvers.experts.nodes import node_speed, seconds_per_visit
 from solvers.experts.problem import DROPPED, Floats, Ints, Problem
 from solvers.experts.score import scales
 
@@ -53,7 +53,7 @@ class _Homes:
 
     def __init__(self, problem: Problem, layer: int, node: Ints) -> None:
         num, nodes = problem.num_experts, problem.num_nodes
-        self.problem, self.load = problem, problem.counts[layer]
+        self.problem, self.load, self.speed = problem, problem.counts[layer], node_speed(problem)
         chosen = np.sort(problem.ids[:, layer].astype(np.int64), axis=1)
         again = np.diff(chosen, axis=1, prepend=DROPPED) == 0
         self.chosen = np.where(again | (chosen == DROPPED), num, chosen)
@@ -87,9 +87,9 @@ class _Homes:
         return best
 
     def _load(self) -> Floats:
-        """[nodes]: load per rank."""
+        """[nodes]: load per rank, of one that is not slow."""
         load = np.bincount(self.node[:-1], self.load, self.problem.num_nodes)
-        return np.asarray(load / self.problem.ranks_per_node)
+        return np.asarray(load / self.speed)
 
     def _gains(self, seconds: Floats, load: Floats, least: float) -> tuple[Ints, Ints, Floats]:
         """(experts of the busiest node, all others, [mine, others] seconds that a swap saves)."""
@@ -110,8 +110,8 @@ class _Homes:
             * (_lowered(np.asarray(sharp.sum())) - _lowered(after))
             / len(took) ** (0.5**_SQUARINGS)
         )
-        moved = (self.load[e] - self.load[f]) / self.problem.ranks_per_node
-        fullest = np.maximum(load[at] - moved, load[to] + moved)
+        moved = self.load[e] - self.load[f]
+        fullest = np.maximum(load[at] - moved / self.speed[at], load[to] + moved / self.speed[to])
         fullest = np.maximum(fullest, np.maximum(least, _without(load, at)[to]))
         more = fullest - max(least, float(load.max()))
         return mine, others, saved - self.problem.compute_s * more

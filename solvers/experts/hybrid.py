@@ -7,7 +7,8 @@
 3. What is left of each node's slots goes to its experts with most load per slot, and the slots to
    ranks by longest processing time and swaps (`packing`).
 4. Shares by linear program (`shares`), each node keeping its part of every expert or, where that
-   is faster, without that.
+   is faster, without that. Of unlike ranks also with the copies of an expert on different ranks:
+   how much a fast one takes of them is then free.
 """
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from solvers.experts.coactivation import homes_by_coactivation
 from solvers.experts.home_swaps import relieved
-from solvers.experts.nodes import node_parts
+from solvers.experts.nodes import level_load, node_parts, node_speed
 from solvers.experts.packing import longest_first, packed
 from solvers.experts.problem import Floats, Ints, Placed, Problem
 from solvers.experts.score import best_of_layers, scales, thinned, times
@@ -39,10 +40,12 @@ def hybrid(problem: Problem, seed: int = 0) -> Placed:
         spare = room - np.bincount(homes[layer], minlength=num) - _reserved(problem, homes, layer)
         spare = np.maximum(spare, 0)
         parts[layer] = node_parts(problem, layer, homes[layer], spare, float(scale[layer]))
-    slots = _slots(problem, parts)
-    kept = split_parts(slots, parts, problem.counts, problem.num_ranks)
-    free = split_shares(slots, problem.counts, problem.num_ranks)
-    found = [Placed(slots=slots, shares=shares) for shares in (kept, free)]
+    found = []
+    for apart in (False, True)[: 1 + problem.unlike]:
+        slots = _slots(problem, parts, apart=apart)
+        kept = split_parts(slots, parts, problem.counts, problem.num_ranks, problem.slow)
+        free = split_shares(slots, problem.counts, problem.num_ranks, problem.slow)
+        found += [Placed(slots=slots, shares=shares) for shares in (kept, free)]
     return best_of_layers(found, np.stack([times(problem, placed) for placed in found]))
 
 
@@ -55,7 +58,8 @@ def home_nodes(problem: Problem, seed: int) -> Ints:
     load = problem.counts.reshape(problem.num_layers, groups, size).sum(axis=2)
     node = np.tile(np.arange(groups) * nodes // groups, (problem.num_layers, 1))
     if groups > nodes:
-        bins = longest_first(load, nodes)
+        speed = node_speed(problem)
+        bins = longest_first(load, nodes, speed.max() / speed)
         np.put_along_axis(
             node,
             bins.reshape(len(node), -1),
@@ -68,20 +72,24 @@ def home_nodes(problem: Problem, seed: int) -> Ints:
 def _reserved(problem: Problem, homes: Ints, layer: int) -> Ints:
     """[nodes]: slots that their own experts need, those with more load than a rank should have."""
     load = problem.counts[layer]
-    mean = max(float(load.sum()) / problem.num_ranks, 1e-300)
-    more = np.maximum(np.ceil(load / mean) - 1, 0)
+    level = np.maximum(level_load(problem, layer), 1e-300)[homes[layer]]
+    more = np.maximum(np.ceil(load / level) - 1, 0)
     return np.bincount(homes[layer], more, problem.num_nodes).astype(np.int64)
 
 
-def _slots(problem: Problem, parts: Floats) -> Ints:
-    """[layers, slots]: experts of every rank, from the parts [layers, experts, nodes] of nodes."""
+def _slots(problem: Problem, parts: Floats, *, apart: bool) -> Ints:
+    """[layers, slots]: experts of every rank, from the parts [layers, experts, nodes] of nodes;
+    `apart`: copies of an expert in a node on different ranks."""
     layers, experts, nodes = parts.shape
     room = problem.slots_per_rank * problem.ranks_per_node
     load = (parts * problem.counts[..., None]).transpose(0, 2, 1).reshape(-1, experts)
     there = (parts > 0).transpose(0, 2, 1).reshape(-1, experts)
     item, slot_load = _replicated(load, there, room)
-    bins = packed(slot_load, problem.ranks_per_node).reshape(len(item), -1)
-    return np.take_along_axis(item, bins, axis=1).reshape(layers, nodes * room)
+    slow = np.tile(problem.slow.reshape(nodes, -1), (layers, 1))
+    per = problem.ranks_per_node
+    bins = longest_first(slot_load, per, slow, item) if apart else packed(slot_load, per, slow)
+    placed = np.take_along_axis(item, bins.reshape(len(item), -1), axis=1)
+    return placed.reshape(layers, nodes * room)
 
 
 def _replicated(load: Floats, there: NDArray[np.bool_], room: int) -> tuple[Ints, Floats]:

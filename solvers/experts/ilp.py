@@ -36,6 +36,8 @@ and sums soon overflow."""
 def moetuner(problem: Problem, library: Library, effort: float | None) -> SolveResult[Ints]:
     """[layers, experts]: ranks. Objective and bound are those of the first program: sum over layers
     of the fullest cluster's load."""
+    if problem.unlike:
+        raise ValueError("MoETuner levels loads: it knows no ranks of unlike speed")
     limit = _LIMIT if effort is None else effort
     first = least_loads(problem, library, limit / 2)
     if first.value is None:

@@ -6,7 +6,8 @@ Two ways to use spare slots, of which each layer takes the one with the least lo
   even    replicas as EPLB counts them, packed as if split evenly;
   poured  the hottest experts are left out, the others packed with a slot per rank to spare, and the
           hottest poured into what is left under a common level, rank by rank (McNaughton 1959).
-Both have their shares split by linear program at the end.
+Both have their shares split by linear program at the end. Where ranks are unlike, it is their times
+that are levelled, and only ranks that are alike exchange their names.
 """
 
 import numpy as np
@@ -32,11 +33,11 @@ def level(problem: Problem) -> Placed:
     change theirs."""
     spare = problem.num_slots - problem.num_experts
     item = replicated(problem.counts, problem.num_slots)
-    bins = packed(per_slot(problem.counts, item), problem.num_ranks)
+    bins = packed(per_slot(problem.counts, item), problem.num_ranks, problem.slow)
     slots = np.take_along_axis(item, bins.reshape(len(item), -1), axis=1)
     if not spare:
         return _named(problem, Placed(slots=slots, shares=np.ones(slots.shape)))
-    shares = split_shares(slots, problem.counts, problem.num_ranks)
+    shares = split_shares(slots, problem.counts, problem.num_ranks, problem.slow)
     load, bound = _fullest(problem, slots, shares), load_bound(problem)
     far = load > bound * _NEAR if problem.num_slots <= _MOST_POURED else np.zeros(0)
     for layer in np.flatnonzero(far):
@@ -44,15 +45,16 @@ def level(problem: Problem) -> Placed:
         if other is not None:
             slots[layer] = other
             shares[layer] = split_shares(
-                other[None], problem.counts[layer][None], problem.num_ranks
+                other[None], problem.counts[layer][None], problem.num_ranks, problem.slow
             )[0]
     return _named(problem, Placed(slots=slots, shares=shares))
 
 
 def _fullest(problem: Problem, slots: Ints, shares: Floats) -> Floats:
-    """[layers]: load of the fullest rank."""
+    """[layers]: load of the fullest rank, by its slowdown."""
     loads = np.take_along_axis(problem.counts, slots, axis=1) * shares
-    return np.asarray(loads.reshape(len(slots), problem.num_ranks, -1).sum(axis=2).max(axis=1))
+    of_rank = loads.reshape(len(slots), problem.num_ranks, -1).sum(axis=2)
+    return np.asarray((of_rank * problem.slow).max(axis=1))
 
 
 def _poured(problem: Problem, layer: int, low: float, high: float) -> Ints | None:
@@ -65,11 +67,11 @@ def _poured(problem: Problem, layer: int, low: float, high: float) -> Ints | Non
             continue
         padded = np.zeros(ranks * (room - 1))
         padded[: len(cold)] = load[cold]
-        bins = longest_first(padded[None], ranks)[0]
+        bins = longest_first(padded[None], ranks, problem.slow)[0]
         held_by = [[int(cold[i]) for i in mine if i < len(cold)] for mine in bins]
         below = low
         for _ in range(_LEVELS):
-            tried = _pour(load, hot, held_by, room, below)
+            tried = _pour(load, hot, held_by, room, below / problem.slow)
             if tried is not None:
                 best, high = tried, below
                 break
@@ -82,16 +84,19 @@ def _poured(problem: Problem, layer: int, low: float, high: float) -> Ints | Non
 
 
 def _pour(
-    load: Floats, hot: Ints, held_by: list[list[int]], room: int, below: float
+    load: Floats, hot: Ints, held_by: list[list[int]], room: int, below: Floats
 ) -> Ints | None:
-    """[slots] with no rank over `below`; None where the hottest do not fit in under it."""
+    """[slots] with no rank over `below` [ranks]; None where the hottest do not fit in under it."""
     ranks = [list(mine) for mine in held_by]
-    left = [below - float(load[mine].sum()) for mine in ranks]
-    if min(left) < -1e-9 * below:
+    left = [
+        most - float(load[mine].sum()) for most, mine in zip(below.tolist(), ranks, strict=True)
+    ]
+    if (np.array(left) < -1e-9 * below).any():
         return None
+    least = 1e-9 * float(below.max())
     for expert in hot:
         rest = float(load[expert])
-        while rest > 1e-9 * below:
+        while rest > least:
             open_ = [r for r, mine in enumerate(ranks) if len(mine) < room and left[r] > 0]
             if not open_:
                 return None
@@ -124,7 +129,7 @@ def _named(problem: Problem, placed: Placed) -> Placed:
     if problem.traffic == "home" or problem.num_ranks == 1:
         return placed
     parts = [held(problem, placed, layer) for layer in range(problem.num_layers)]
-    names = renamed(flows_of(problem, parts), distances(problem))
+    names = renamed(flows_of(problem, parts), distances(problem), problem.slow)
     shape = (problem.num_layers, problem.num_ranks, problem.slots_per_rank)
     order = np.argsort(names, axis=1)[..., None]
     return Placed(
@@ -140,7 +145,10 @@ def _named(problem: Problem, placed: Placed) -> Placed:
 def distances(problem: Problem, *, hops: bool = False) -> Floats:
     """[ranks, ranks]: seconds of a copy between them, or hops."""
     node = np.arange(problem.num_ranks) // problem.ranks_per_node
-    near, far = (1.0, 2.0) if hops else (problem.intra_s, problem.inter_s)
+    near, far = np.ones(problem.num_ranks), np.asarray(2.0)
+    if not hops:
+        far = np.maximum.outer(problem.between_s, problem.between_s)[np.ix_(node, node)]
+        near = problem.inside_s[node]
     distance = np.where(node[:, None] == node, near, far)
     if problem.measured and not hops and problem.pair_s is not None:
         between = np.kron(problem.pair_s, np.ones((problem.ranks_per_node,) * 2))
@@ -149,9 +157,11 @@ def distances(problem: Problem, *, hops: bool = False) -> Floats:
     return np.asarray(distance)
 
 
-def renamed(flows: Floats, distance: Floats) -> Ints:
+def renamed(flows: Floats, distance: Floats, slow: Floats) -> Ints:
     """[layers, ranks]: the rank that each takes over, so that `flows` [layers - 1, ranks, ranks] go
-    the least distance: one linear assignment per layer, forth and back until nothing changes."""
+    the least distance: one linear assignment per layer, forth and back until nothing changes.
+    Ranks take over from those that are as `slow` [ranks] as they are."""
+    unlike = slow[:, None] != slow
     names = np.tile(np.arange(len(distance)), (len(flows) + 1, 1))
     for number in range(_SWEEPS):
         before = names.copy()
@@ -161,7 +171,7 @@ def renamed(flows: Floats, distance: Floats) -> Ints:
                 cost += flows[layer - 1].T @ distance[names[layer - 1]]
             if layer + 1 < len(names):
                 cost += flows[layer] @ distance.T[names[layer + 1]]
-            names[layer] = spread_evenly(cost)
+            names[layer] = spread_evenly(np.where(unlike, np.inf, cost))
         if (names == before).all():
             break
     return names

@@ -1,7 +1,8 @@
 """Shares of replicas where links between nodes are unlike: load and traffic in one linear program.
 
     min  compute_s * L + (D + C) / 2
-    L >= load of each rank,   D, C >= seconds of each link and port in dispatch, in combine
+    L >= load of each rank by its slowdown
+    D, C >= seconds of each link and port in dispatch, in combine
 
 Homes are even, so node n takes load[n] * copies / nodes from each node, and every link and port is
 linear in the loads of nodes. Copies per choice are taken as they are now: exact for copies
@@ -39,7 +40,8 @@ def _layer(problem: Problem, placed: Placed, layer: int, per_choice: Floats) -> 
     on_rank = np.eye(problem.num_ranks)[rank].T * load
     on_node = on_rank.reshape(problem.num_nodes, -1, num).sum(axis=1) * per_choice[:, None]
     unit = float(load.max()) * max(problem.compute_s, 1e-300)
-    blocks = [problem.compute_s * on_rank, *(rows @ on_node for rows in _phases(problem))]
+    taken = problem.compute_s * problem.slow[:, None] * on_rank
+    blocks = [taken, *(rows @ on_node for rows in phases(problem))]
     upper = np.zeros((sum(len(block) for block in blocks), num + 3))
     begin = 0
     for which, block in enumerate(blocks):
@@ -58,7 +60,7 @@ def _layer(problem: Problem, placed: Placed, layer: int, per_choice: Floats) -> 
     return np.asarray(got / np.bincount(slots, got, problem.num_experts)[slots])
 
 
-def _phases(problem: Problem) -> tuple[Floats, Floats]:
+def phases(problem: Problem) -> tuple[Floats, Floats]:
     """([rows, nodes], [rows, nodes]): seconds of links and ports per copy that each node takes, in
     dispatch and in combine; as `traffic` has them."""
     num = problem.num_nodes

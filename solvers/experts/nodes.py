@@ -3,7 +3,8 @@
 Given a home node of each expert, per layer, x[e, n] = part of expert e taken by node n:
 
     min  compute_s * L + V
-    L >= load of node n / ranks of a node        load[e] * x[e, n] moves
+    L >= load of node n / ranks of a node        load[e] * x[e, n] moves; unlike ranks count by
+                                                 1 / slowdown
     V >= traffic of node n in seconds            a token leaves the home node where e was its only
                                                  choice there, and enters n where it had none
 
@@ -36,10 +37,10 @@ def node_parts(problem: Problem, layer: int, node: Ints, spare: Ints, scale: flo
     part[np.arange(len(load)), node] = 1.0
     if num == 1 or not spare.any() or not load.any():
         return part
-    mean = float(load.sum()) / problem.num_ranks
+    level = level_load(problem, layer)
     leaving, entering, visits = _moves(problem, layer, node, scale)
     # Only from nodes that are busier than the mean to nodes that are less.
-    busy = np.bincount(node, load, num) * problem.compute_s / problem.ranks_per_node
+    busy = np.bincount(node, load, num) * problem.compute_s / node_speed(problem)
     busy += visits * seconds_per_visit(problem)
     gives = (busy > busy.mean())[node] & (load > 0)
     expert, to = np.nonzero(gives[:, None] & (busy <= busy.mean()) & (spare > 0))
@@ -50,7 +51,7 @@ def node_parts(problem: Problem, layer: int, node: Ints, spare: Ints, scale: flo
         mine = np.flatnonzero((to == target) & (x > _LEAST))
         mine = mine[np.argsort(-(x * load[expert])[mine], kind="stable")]
         # What is more than a rank's load needs several slots.
-        wants = np.ceil((x * load[expert])[mine] / mean)
+        wants = np.ceil((x * load[expert])[mine] / level[target])
         kept = mine[np.cumsum(wants) <= spare[target]]
         part[expert[kept], target] = x[kept]
     away = part.sum(axis=1) - part[np.arange(len(load)), node]
@@ -72,14 +73,13 @@ def _solved(
     (expert, to), (leaving, entering, visits) = move, copies
     num, count, home = problem.num_nodes, len(expert), node[expert]
     second = seconds_per_visit(problem)
-    compute = problem.compute_s / problem.ranks_per_node
+    compute = problem.compute_s / node_speed(problem)
     column = np.arange(count)
     rows = np.r_[home, to, num + home, num + to, np.arange(2 * num)]
     columns = np.r_[column, column, column, column, np.full(num, count), np.full(num, count + 1)]
-    moved = load[expert] * compute
     values = np.r_[
-        -moved,
-        moved,
+        -load[expert] * compute[home],
+        load[expert] * compute[to],
         -leaving[expert] * second[home],
         entering[expert, to] * second[to],
         -np.ones(2 * num),
@@ -98,6 +98,18 @@ def _solved(
     bounds[:count, 1], bounds[count:, 1] = 1.0, np.inf
     found = linprog(cost, matrix, limit, bounds=bounds, method="highs")
     return np.asarray(found.x[:count]) if found.status == 0 else np.zeros(count)
+
+
+def node_speed(problem: Problem) -> Floats:
+    """[nodes]: ranks of slowdown 1 that do as much as those of each."""
+    return np.asarray((1 / problem.slow).reshape(problem.num_nodes, -1).sum(axis=1))
+
+
+def level_load(problem: Problem, layer: int) -> Floats:
+    """[nodes]: load of a rank of each if all ranks took equally long."""
+    speed = (1 / problem.slow).reshape(problem.num_nodes, -1)
+    total = float(problem.counts[layer].sum())
+    return np.asarray(total / speed.sum() * speed.mean(axis=1))
 
 
 def seconds_per_visit(problem: Problem) -> Floats:

@@ -2,7 +2,8 @@
 
     T = sum over layers of  compute_s * max over ranks of load  +  traffic of the layer
 
-A rank's load is the sum over its slots of counts[l, expert] * share. Traffic is one of two kinds.
+A rank's load is the sum over its slots of counts[l, expert] * share; where ranks are unlike it
+counts by `slowdown`, what the rank takes for the same work. Traffic is one of two kinds.
 
 home     A token leaves from its home rank for the ranks of its choices and comes back (DeepSeek-V3,
          every usual MoE runtime). Homes are even over the ranks, so of the copies that a node
@@ -52,6 +53,8 @@ class Problem:
     """What travels, of traffic "home"."""
     compute_s: float = 0.0
     """Seconds that a rank takes for one choice of a token."""
+    slowdown: Floats | None = None
+    """[ranks]: what each takes for the same computation, relative to `compute_s`; None: 1."""
     intra_s: float = 0.0
     """Seconds per copy that enters a rank inside a node (chained: per copy between two ranks)."""
     inter_s: float = 0.0
@@ -63,6 +66,11 @@ class Problem:
     """[nodes]: seconds per copy that leaves a node; None: no limit but `pair_s`."""
     in_s: Floats | None = None
     """[nodes]: seconds per copy that enters a node."""
+    near_s: Floats | None = None
+    """[nodes]: seconds per copy inside each, where they are unlike, instead of `intra_s`."""
+    far_s: Floats | None = None
+    """[nodes]: seconds per copy through a NIC of each, where they are unlike, instead of `inter_s`;
+    what a rank sends counts as well then."""
     num_groups: int = 1
     """Groups of consecutive experts to which routing was limited; 1: not limited."""
 
@@ -102,6 +110,26 @@ class Problem:
         return np.arange(self.num_slots) // self.slots_per_rank
 
     @property
+    def slow(self) -> Floats:
+        """[ranks]: `slowdown`, or ones."""
+        return np.ones(self.num_ranks) if self.slowdown is None else self.slowdown
+
+    @property
+    def unlike(self) -> bool:
+        """Whether some ranks compute slower than others."""
+        return self.slowdown is not None and bool(np.ptp(self.slowdown) > 0)
+
+    @property
+    def inside_s(self) -> Floats:
+        """[nodes]: `near_s`, or `intra_s` of every node."""
+        return np.full(self.num_nodes, self.intra_s) if self.near_s is None else self.near_s
+
+    @property
+    def between_s(self) -> Floats:
+        """[nodes]: `far_s`, or `inter_s` of every node."""
+        return np.full(self.num_nodes, self.inter_s) if self.far_s is None else self.far_s
+
+    @property
     def measured(self) -> bool:
         """Whether links between nodes are given one by one."""
         return self.pair_s is not None or self.out_s is not None or self.in_s is not None
@@ -122,7 +150,8 @@ class Score:
     """What a placement costs on given tokens."""
 
     max_over_mean: float
-    """Largest load of a rank over the mean load, mean over layers."""
+    """Largest load of a rank over the mean load, mean over layers; of unlike ranks the longest time
+    over that of all if they took equally long."""
     worst_layer: float
     """The same of the worst layer."""
     nodes_per_token: float
@@ -180,6 +209,11 @@ def _wrong(problem: Problem) -> str:
         return "the groups do not divide the experts"
     if not (np.isfinite(counts).all() and (counts >= 0).all()):
         return "counts must be finite and not negative"
+    of_nodes = {problem.inside_s.shape, problem.between_s.shape}
+    if problem.slow.shape != (problem.num_ranks,) or of_nodes != {(problem.num_nodes,)}:
+        return "slowdown [ranks], near_s and far_s [nodes] do not fit the ranks and nodes"
+    if not (np.isfinite(problem.slow).all() and (problem.slow > 0).all()):
+        return "slowdown must be finite and positive"
     if ids.size and not (ids.min() >= DROPPED and ids.max() < problem.num_experts):
         return "expert ids are out of range"
     return ""

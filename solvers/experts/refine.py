@@ -84,7 +84,8 @@ class _Swaps:
             copies = self._visits(slots, self.rank, ranks)
         if problem.copies == "node":
             nodes = self._visits(slots, self.rank // problem.ranks_per_node, problem.num_nodes)
-        cost = problem.compute_s * loads.max(axis=1) + home_s(problem, nodes, copies)
+        cost = problem.compute_s * (loads * problem.slow).max(axis=1)
+        cost += home_s(problem, nodes, copies)
         return cost[:-1], float(cost[-1])
 
     def _visits(self, slots: Ints, place: Ints, num: int) -> Floats:

@@ -20,7 +20,7 @@ def score(problem: Problem, placed: Placed, ids: NDArray[np.integer] | None = No
     parts = [held(problem, placed, layer) for layer in range(layers)]
     load = np.stack([problem.counts[layer] @ parts[layer] for layer in range(layers)])
     flows = flows_of(problem, parts)
-    layer_s = problem.compute_s * load.max(axis=1)
+    layer_s = problem.compute_s * (load * problem.slow).max(axis=1)
     ranks = visited(problem, parts)
     nodes = visited(problem, [by_node(problem, part) for part in parts])
     if problem.traffic == "home":
@@ -28,7 +28,7 @@ def score(problem: Problem, placed: Placed, ids: NDArray[np.integer] | None = No
         layer_s = layer_s + home_s(problem, nodes, copies)
     else:
         layer_s[:-1] += chained_s(problem, flows)
-    skew = skew_of(load)
+    skew = skew_of(problem, load)
     tokens = _tokens(problem)
     return Score(
         max_over_mean=float(skew.mean()),
@@ -47,7 +47,7 @@ def times(problem: Problem, placed: Placed, below: Floats | None = None) -> Floa
     layers = range(problem.num_layers)
     parts = [held(problem, placed, layer) for layer in layers]
     load = np.stack([problem.counts[layer] @ parts[layer] for layer in layers])
-    layer_s = problem.compute_s * load.max(axis=1)
+    layer_s = problem.compute_s * (load * problem.slow).max(axis=1)
     if problem.traffic == "chained":
         layer_s[:-1] += chained_s(problem, flows_of(problem, parts))
         return np.asarray(layer_s)
@@ -86,10 +86,12 @@ def count(ids: NDArray[np.integer], num_experts: int) -> Floats:
     return found
 
 
-def skew_of(load: Floats) -> Floats:
-    """Largest over mean of [layers, ranks]; 1 where a layer has no load."""
-    mean = load.mean(axis=1)
-    return np.asarray(np.divide(load.max(1), mean, out=np.ones(len(load)), where=mean > 0))
+def skew_of(problem: Problem, load: Floats) -> Floats:
+    """Longest time of a rank over that of level times, of [layers, ranks]; of like ranks the
+    largest load over the mean. 1 where a layer has no load."""
+    level = load.sum(axis=1) / (1 / problem.slow).sum()
+    longest = (load * problem.slow).max(axis=1)
+    return np.asarray(np.divide(longest, level, out=np.ones(len(load)), where=level > 0))
 
 
 def scales(problem: Problem) -> Floats:
@@ -152,7 +154,10 @@ def pairs(problem: Problem) -> Floats:
     """[layers - 1, experts, experts]: copies from expert to expert, what `flows_of` gives where
     every expert is a rank of its own."""
     one: Floats = np.eye(problem.num_experts)
-    alone = replace(problem, num_ranks=problem.num_experts, ranks_per_node=1, slots_per_rank=1)
+    alone = replace(
+        problem, num_ranks=problem.num_experts, ranks_per_node=1, slots_per_rank=1,
+        slowdown=None, near_s=None, far_s=None,
+    )  # fmt: skip
     return flows_of(alone, [one] * problem.num_layers)
 
 

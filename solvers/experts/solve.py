@@ -15,11 +15,16 @@ to be.
             Where CBC does not, what it has found depends on the machine: it knows no limit but
             seconds that ends its first node. All other methods give the same bytes everywhere.
 
-Objectives: "time" (seconds, `score`), "load" (sum over layers of the fullest rank's load), "hops"
-(as ExFlow counts them).
+Objectives: "time" (seconds, `score`), "load" (sum over layers of the fullest rank's load, by its
+slowdown), "hops" (as ExFlow counts them).
+
+Unlike ranks: all of `auto`'s own level times, of computation alone and with copies. Contiguous,
+round-robin, EPLB, shadowing and ExFlow know nothing of speeds and are judged all the same; MoETuner
+refuses.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -29,6 +34,7 @@ from solvers.experts.bounds import hops_bound, load_bound, time_bound
 from solvers.experts.exact import exact, fits
 from solvers.experts.hybrid import hybrid
 from solvers.experts.ilp import exflow, moetuner
+from solvers.experts.joint_bound import applies, joint_loads
 from solvers.experts.level import level
 from solvers.experts.linked_shares import split_by_links
 from solvers.experts.problem import Floats, Placed, Problem, held
@@ -37,7 +43,7 @@ from solvers.experts.refine import refined, refines
 from solvers.experts.score import best_of_layers, flows_of, times
 from solvers.experts.shadow import shadow
 from solvers.experts.sweeps import placed_of, sweeps
-from solvers.experts.traffic import hops
+from solvers.experts.traffic import home_s, hops
 from solvers.result import SolveResult
 
 Objective = Literal["time", "load", "hops"]
@@ -62,6 +68,9 @@ _MOST_SWEPT = 16
 """Ranks up to which swaps over chained layers are worth their time."""
 _MOST_LEVELLED = 256
 """Slots up to which replicas are also placed for load alone; beyond, EPLB comes as near."""
+_LEVELLING: tuple[Method, ...] = ("hybrid", "level")
+_LEAST_LOAD = 1e-3
+"""Of the largest load, what a rank takes at least where loads are levelled."""
 _SAME = 1e-9
 """Relative distance to the bound at which a placement counts as optimal."""
 
@@ -89,10 +98,29 @@ def solve(
         return _result(placed, value, limit, method)
     if fits(problem):
         return solve(problem, objective=objective, seed=seed, method="exact")
-    names = _chosen(problem, objective)
-    found = [_place(problem, name, objective, seed, effort) for name in names]
+    paces = _paces(problem) if objective == "time" else [problem]
+    tried = [(name, each) for name in _chosen(problem, objective)
+             for each in (paces if name in _LEVELLING else [problem])]  # fmt: skip
+    found = [_place(each, name, objective, seed, effort) for name, each in tried]
     best, value, which = _best(problem, objective, found)
-    return _result(best, value, _bound(problem, objective), names[which])
+    return _result(best, value, _bound(problem, objective), tried[which][0])
+
+
+def _paces(problem: Problem) -> list[Problem]:
+    """The problem; and with traffic "home" on unlike ranks others whose `slowdown` levels
+    computation and copies together: their sum (hot experts that cannot be divided go where both
+    are fast), and to the loads that take least."""
+    like = not problem.unlike and problem.near_s is None and problem.far_s is None
+    if like or problem.traffic != "home":
+        return [problem]
+    alone = np.eye(problem.num_ranks)
+    nodes = alone.reshape(len(alone), problem.num_nodes, -1).sum(axis=2)
+    paces = [problem.compute_s * problem.slow + home_s(problem, nodes, alone)]
+    if applies(problem):
+        loads = joint_loads(problem)
+        paces.append(1 / np.maximum(loads, _LEAST_LOAD * loads.max()))
+    others = (replace(problem, slowdown=pace / pace.max()) for pace in paces if pace.all())
+    return [problem, *others]
 
 
 def _best(problem: Problem, objective: Objective, found: list[Placed]) -> tuple[Placed, float, int]:
@@ -162,7 +190,7 @@ def layer_costs(
     parts = [held(problem, placed, layer) for layer in range(problem.num_layers)]
     if objective == "load":
         loads = [problem.counts[layer] @ part for layer, part in enumerate(parts)]
-        return np.array([load.max() for load in loads])
+        return np.array([(load * problem.slow).max() for load in loads])
     return np.append(hops(problem, flows_of(problem, parts)), 0.0)
 
 

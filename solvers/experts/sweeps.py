@@ -50,7 +50,7 @@ class Chain:
     def load_cost(self, load: Floats) -> Floats:
         """[...]: of loads [..., ranks]."""
         unit = {"hops": 0.0, "load": 1.0}.get(self.objective, self.problem.compute_s)
-        return np.asarray(unit * load.max(axis=-1))
+        return np.asarray(unit * (load * self.problem.slow).max(axis=-1))
 
     def cost(self, owner: Ints) -> float:
         """Of all layers."""
@@ -74,7 +74,7 @@ def best_owners(problem: Problem, objective: str, seed: int, effort: float | Non
     """[layers, experts]: ranks, the best of several starts."""
     chain = Chain(problem, objective)
     rng = np.random.default_rng(seed)
-    level = owners(packed(problem.counts, problem.num_ranks))
+    level = owners(packed(problem.counts, problem.num_ranks, problem.slow))
     even = np.arange(problem.num_experts) * problem.num_ranks // problem.num_experts
     starts = [level, np.tile(even, (len(level), 1))]
     for _ in range(max(1, round(_STARTS if effort is None else effort)) - 1):
@@ -121,7 +121,8 @@ def relabelled(chain: Chain, owner: Ints) -> Ints:
     flows = [chain.flow(at, owner[at], owner[at + 1]) for at in range(len(owner) - 1)]
     if not flows:
         return owner
-    return np.take_along_axis(renamed(np.stack(flows), chain.distance), owner, axis=1)
+    names = renamed(np.stack(flows), chain.distance, chain.problem.slow)
+    return np.take_along_axis(names, owner, axis=1)
 
 
 def _cost_by_rank(chain: Chain, owner: Ints, layer: int) -> Floats:

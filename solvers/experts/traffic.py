@@ -13,12 +13,13 @@ def home_s(problem: Problem, nodes: Floats, ranks: Floats) -> Floats:
 
     `nodes` [..., nodes] and `ranks` [..., ranks]: copies that each needs, wherever they come from.
     With copies "node" all of a rank's copies cross its own link inside the node, with the others
-    those alone that come from the node's other ranks.
+    those alone that come from the node's other ranks. Of like nodes it is what the fullest receives
+    that takes longest; of unlike ones (`far_s`) also what each sends of its even share of tokens.
     """
     num, per = problem.num_nodes, problem.ranks_per_node
     by_node = problem.copies == "node"
     inside = 1.0 if by_node else (per - 1) / problem.num_ranks
-    intra = ranks.max(axis=-1) * inside * problem.intra_s
+    intra = (ranks * inside * np.repeat(problem.inside_s, per)).max(axis=-1)
     if num == 1:
         return np.asarray(intra)
     if problem.measured:
@@ -27,8 +28,13 @@ def home_s(problem: Problem, nodes: Floats, ranks: Floats) -> Floats:
         inter = (_ports_s(problem, flow) + _ports_s(problem, np.swapaxes(flow, -1, -2))) / 2
     else:
         # DeepEP spreads a node's copies over its NICs; else each rank receives its own.
-        worst = nodes.max(axis=-1) / per if by_node else ranks.max(axis=-1)
-        inter = worst * (num - 1) / num * problem.inter_s
+        each = nodes / per if by_node else ranks
+        rate = problem.between_s if by_node else np.repeat(problem.between_s, per)
+        inter = (each * (num - 1) / num * rate).max(axis=-1)
+        if problem.far_s is not None:
+            entering = nodes if by_node else ranks.reshape(*ranks.shape[:-1], num, per).sum(-1)
+            sent = (entering.sum(-1, keepdims=True) - entering) / (num * per)
+            inter = np.maximum(inter, (sent * problem.far_s).max(axis=-1))
     return np.asarray(np.maximum(intra, inter))
 
 
@@ -40,9 +46,9 @@ def chained_s(problem: Problem, flow: Floats) -> Floats:
     took = np.zeros(flow.shape[2:])
     node = np.arange(problem.num_ranks) // per
     near = (node[:, None] == node) & ~np.eye(len(node), dtype=np.bool_)
+    inside_s = problem.inside_s[node]
     for source, target in np.argwhere(near):
-        took = np.maximum(took, flow[source, target])
-    took = took * problem.intra_s
+        took = np.maximum(took, flow[source, target] * inside_s[target])
     if num == 1:
         return np.asarray(took)
     if problem.measured:
@@ -51,12 +57,11 @@ def chained_s(problem: Problem, flow: Floats) -> Floats:
         return np.asarray(
             np.maximum(took, _ports_s(problem, np.moveaxis(between, (0, 1), (-2, -1))))
         )
-    worst = np.zeros(flow.shape[2:])
-    for rank in range(problem.num_ranks):
+    for rank, rate in enumerate(problem.between_s[node]):
         others = np.flatnonzero(node != node[rank])
-        worst = np.maximum(worst, sum(flow[rank, other] for other in others))
-        worst = np.maximum(worst, sum(flow[other, rank] for other in others))
-    return np.asarray(np.maximum(took, worst * problem.inter_s))
+        took = np.maximum(took, sum(flow[rank, other] for other in others) * rate)
+        took = np.maximum(took, sum(flow[other, rank] for other in others) * rate)
+    return np.asarray(took)
 
 
 def _ports_s(problem: Problem, flow: Floats) -> Floats:

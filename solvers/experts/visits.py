@@ -79,19 +79,24 @@ def chosen_of(problem: Problem, layer: int) -> Chosen:
 
 def least_busiest(chosen: Chosen, places: int, room: int, *, spectral: bool) -> float:
     """Tokens that visit the busiest of `places` with `room` slots each, at least."""
+    found = mean_visits(chosen, places, room, spectral=spectral)
+    experts = len(chosen.both)
+    if places > 1 and places * room == experts:
+        found = max(found, _of_hottest(chosen, room))
+    if places > 1 and 1 < experts <= _MOST_IN_PROGRAM:
+        found = max(found, _by_program(chosen, places, room, *_lines(chosen, places, room)))
+    return found
+
+
+def mean_visits(chosen: Chosen, places: int, room: int, *, spectral: bool) -> float:
+    """Tokens that visit one of `places` with `room` slots each on average, at least."""
     if places == 1:
         return float(chosen.distinct[1:].sum())
     prices, least = _lines(chosen, places, room)
     inside = _by_rows(chosen.both, room)
     if spectral and places <= _MOST_EIGENVALUES:
         inside = min(inside, _by_eigenvalues(chosen.both, places, room))
-    found = float((least - prices * inside).max()) / places
-    experts = len(chosen.both)
-    if places * room == experts:
-        found = max(found, _of_hottest(chosen, room))
-    if 1 < experts <= _MOST_IN_PROGRAM:
-        found = max(found, _by_program(chosen, places, room, prices, least))
-    return found
+    return float((least - prices * inside).max()) / places
 
 
 def _lines(chosen: Chosen, places: int, room: int) -> tuple[Floats, Floats]:

@@ -159,3 +159,50 @@ def test_routing_of_another_model_is_stale(meshwright, tmp_path):
     result = meshwright(*ASK, "--routing", "other.npz")
     assert (result.code, result.out) == (5, "")
     assert "2 MoE layers, mixtral-8x7b has 32" in result.err.replace("\n", " ")
+
+
+MIXED = """name: mix
+nodes:
+  - {device: a100-80, count: 1, devices_per_node: 8}
+  - {device: h100, count: 1, devices_per_node: 8}
+"""
+
+
+def test_experts_go_by_speed_on_a_mixed_cluster(meshwright, recorded, tmp_path):
+    """Four ranks on each kind: those of h100 take more; EPLB knows nothing of it."""
+    (tmp_path / "mix.yaml").write_text(MIXED)
+    where = ("--ep", 8, "--ranks-per-node", 4, "-c", "mix.yaml", "-m", "mixtral-8x7b")
+    links = ("--intra-s-per-token", 1e-9, "--inter-s-per-token", 1e-9)
+    ask = ("experts", recorded, *where, *links, "--redundant", 8)
+    result = meshwright(*ask)
+    assert result.code == 0, result.err
+    text = " ".join(result.out.split())
+    assert "2 x 4, 2 slots each" in text
+    assert "Ranks 0 to 3: computing takes 2.8" in text
+    assert "Ranks 4 to 7: the fastest time max/level" in text
+    document = json.loads(meshwright(*ask, "--json").out)
+    assert document["slowdown"][:4] == [1.0] * 4
+    assert max(document["slowdown"][4:]) < 0.5
+    eplb = document["others"]["eplb"]["train"]
+    assert document["train"]["max_over_mean_load"] < 0.9 * eplb["max_over_mean_load"]
+    alone = meshwright("experts", recorded, "--ep", 32, "-c", "mix.yaml", "-m", "mixtral-8x7b")
+    assert (alone.code, alone.out) == (1, "")
+
+
+def test_a_plan_for_a_mixed_cluster_places_experts(meshwright, recorded, tmp_path):
+    (tmp_path / "mix.yaml").write_text(MIXED)
+    pins = ("--pin", "ep=8", "--pin", "tp=1", "--pin", "cp=1", "--pin", "mbs=1")
+    result = meshwright(
+        "plan", "-m", "mixtral-8x7b", "-c", "mix.yaml", "--global-batch", 32, *pins,
+        "--routing", recorded, "-o", "mixed.json",
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    plan = json.loads((tmp_path / "mixed.json").read_text())
+    loads = plan["profile"]["expert_loads"]
+    assert {(each["ep"], each["group"]) for each in loads} == {(8, 0), (8, 1), (8, None)}
+    layers = plan["chosen"]["placement"]["experts"]
+    assert len(layers) == MODEL.num_layers
+    for layer in layers:
+        assert sorted(expert for rank in layer["slots"] for expert in rank) == list(range(8))
+    why = " ".join(meshwright("why", "mixed.json").out.split())
+    assert "times the mean" in why

@@ -1,11 +1,15 @@
 """Made routing for tests of expert placement."""
 
+from itertools import product
 from typing import Any
 
 import numpy as np
 
+from solvers.experts.exact import assignments
 from solvers.experts.problem import Ints, Problem
 from solvers.experts.score import count
+from solvers.experts.solve import Objective, layer_costs
+from solvers.experts.sweeps import placed_of
 
 
 def routed(
@@ -50,3 +54,13 @@ def loaded(counts: list[list[float]], **fields: Any) -> Problem:
 def one_token_each(*choices: tuple[int, ...]) -> Ints:
     """[tokens, 1, k]: tokens of one layer."""
     return np.array(choices, np.int64)[:, None, :]
+
+
+def least(problem: Problem, objective: Objective) -> float:
+    """Of all balanced placements of all layers."""
+    states = assignments(problem.num_experts, problem.num_ranks)
+    costs = [
+        layer_costs(problem, placed_of(problem, np.stack(chain)), objective).sum()
+        for chain in product(states, repeat=problem.num_layers)
+    ]
+    return float(min(costs))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from solvers.experts.baselines import contiguous, eplb
 from solvers.experts.bounds import time_bound
 from solvers.experts.coactivation import homes_by_coactivation
-from solvers.experts.exact import assignments, exact
+from solvers.experts.exact import exact
 from solvers.experts.hybrid import hybrid
 from solvers.experts.linked_shares import split_by_links
 from solvers.experts.problem import DROPPED, Placed, Problem, check
@@ -20,19 +20,9 @@ from solvers.experts.refine import refined
 from solvers.experts.score import count, score
 from solvers.experts.solve import METHODS, Method, Objective, layer_costs, solve
 from solvers.experts.sweeps import Chain, best_owners, placed_of
-from tests.unit.routed import loaded, routed
+from tests.unit.routed import least, loaded, routed
 
 PAIRS = np.array([[0.0, 1.3], [0.4, 0.0]])
-
-
-def _least(problem: Problem, objective: Objective) -> float:
-    """Of all balanced placements of all layers."""
-    states = assignments(problem.num_experts, problem.num_ranks)
-    costs = [
-        layer_costs(problem, placed_of(problem, np.stack(chain)), objective).sum()
-        for chain in product(states, repeat=problem.num_layers)
-    ]
-    return float(min(costs))
 
 
 SMALL: list[dict[str, Any]] = [
@@ -54,7 +44,7 @@ def test_exact_is_the_least_of_all(fields: dict[str, Any], objective: Objective)
     problem = routed(seed=3, **fields)
     found = solve(problem, objective=objective)
     assert (found.method, found.status) == ("exact", "OPTIMAL")
-    assert found.objective == pytest.approx(_least(problem, objective), rel=1e-9)
+    assert found.objective == pytest.approx(least(problem, objective), rel=1e-9)
 
 
 @pytest.mark.parametrize(("experts", "ranks", "per"), [(6, 2, 1), (6, 3, 3), (4, 4, 2), (4, 4, 1)])
@@ -69,7 +59,7 @@ def test_names_of_ranks_are_exchanged_rightly(experts: int, ranks: int, per: int
         compute_s=0.2,
         seed=experts + ranks,
     )
-    assert score(problem, exact(problem, "time")).time_s == pytest.approx(_least(problem, "time"))
+    assert score(problem, exact(problem, "time")).time_s == pytest.approx(least(problem, "time"))
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -11,7 +11,7 @@ from planner.search import make_plan
 from planner.simulate import simulate
 from profiler.analytic import analytic_profile
 from profiler.catalog import resolve_cluster, resolve_model
-from profiler.codec import replace
+from profiler.codec import build, replace
 from profiler.job import JobSpec
 from profiler.profile import ExpertLoad
 
@@ -57,12 +57,39 @@ def step_s(config: ParallelConfig, *loads: ExpertLoad) -> float:
 
 def test_what_is_not_recorded_is_level():
     table = Routed(8, (load(4, 1.5, slots=3),))
-    ep = np.array([1, 2, 4, 8])
-    assert table.load(ep).tolist() == [1, 1, 1.5, 1]
-    assert table.copies(ep).tolist() == [1, 1, 1.5, 1]
-    assert table.shared(ep).tolist() == [0, 0, 0.5, 0]
-    assert EVEN.load(ep) == EVEN.kept(ep) == EVEN.copies(ep) == 1.0
-    assert EVEN.shared(ep) == 0.0
+    ep, etp = np.array([1, 2, 4, 8]), np.array([1, 1, 1, 2])
+    assert table.load(ep, etp).tolist() == [1, 1, 1.5, 1]
+    assert table.copies(ep, etp).tolist() == [1, 1, 1.5, 1]
+    assert table.shared(ep, etp).tolist() == [0, 0, 0.5, 0]
+    assert table.own(ep, etp).tolist() == [1, 1, 1, 1]
+    assert EVEN.load(ep, etp) == EVEN.kept(ep, etp) == EVEN.copies(ep, etp) == 1.0
+    assert EVEN.shared(ep, etp) == 0.0
+
+
+def test_each_etp_has_its_own_load():
+    """One that is not in the table is as the least etp of its ep, as in files without any."""
+    loads = (load(4, 1.5), replace(load(4, 1.2), etp=2), replace(load(2, 1.1), etp=4))
+    ep, etp = np.array([4, 4, 4, 4, 2, 2, 8]), np.array([1, 2, 4, 9, 1, 4, 2])
+    found = Routed(8, loads).load(ep, etp)
+    assert found.tolist() == [1.5, 1.2, 1.5, 1.5, 1.1, 1.1, 1]
+    assert Routed(8, loads[::-1]).load(ep, etp).tolist() == found.tolist()
+    assert step_s(layout(4, tp=2, etp=2, dp_shard=8), *loads) < step_s(
+        layout(4, tp=2, etp=2, dp_shard=8), loads[0]
+    )
+
+
+def test_unlike_nodes_compute_and_receive_what_takes_them_as_long():
+    own = replace(load(8, 1.5), group_computed=(0.5, 2.0), group_sent=(1.0, 1.6))
+    whole = profile(own)
+    one = whole.of_group(0, 2)
+    (seen,) = one.expert_loads
+    assert (seen.group_computed, seen.group_sent, one.of_group(0).expert_loads) == (
+        (0.5,), (1.0,), (seen,),
+    )  # fmt: skip
+    table, at = Routed(8, (seen,)), (np.array([8]), np.array([1]))
+    assert (table.load(*at), table.own(*at), table.kept(*at)) == (1.0, 0.5, 1.5)
+    even, less = step_s(layout(8)), step_s(layout(8), seen)
+    assert less < even  # its rank computes half of the mean
 
 
 def test_all_wait_for_the_fullest_rank():
@@ -100,3 +127,11 @@ def test_skew_changes_the_best_ep():
     skewed = make_plan(MIXTRAL, JOB, profile(load(best, 4.0)), FREE)
     assert skewed.chosen.config.ep != best
     assert skewed.chosen.cost.step_s >= even.chosen.cost.step_s
+
+
+def test_loads_of_older_files_are_of_any_etp():
+    old = {"ep": 8, "slots_per_rank": 1, "imbalance": 1.3, "held_imbalance": 1.1}
+    known = build(ExpertLoad, old, "profile.json")
+    assert (known.etp, known.group, known.group_computed, known.group_sent) == (1, None, (), ())
+    found = Routed(8, (known,)).load(np.array([8, 8]), np.array([1, 4]))
+    assert found.tolist() == [1.3, 1.3]
