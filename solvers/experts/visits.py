@@ -48,7 +48,7 @@ _MOST_IN_PROGRAM = 32
 """Experts up to which the linear program is fast enough."""
 _MOST_EIGENVALUES = 16
 """Places up to which the spectral bound is worth its time."""
-_SAFE = 1e-6
+_SAFE = 1e-5
 """Relative tolerance of the linear program, which its bound is lowered by."""
 
 

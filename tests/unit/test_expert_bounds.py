@@ -38,7 +38,7 @@ def _visits(ids: Ids, experts: int, places: int, room: int) -> tuple[float, floa
     return float(hit.max(axis=1).min()), float(hit.mean(axis=1).min())
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize(
     ("experts", "places", "room", "k"),
     [(6, 2, 3, 3), (6, 3, 2, 2), (7, 2, 5, 4), (6, 3, 3, 5), (8, 2, 4, 2), (5, 5, 1, 3)],
