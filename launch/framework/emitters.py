@@ -19,7 +19,7 @@ from launch.framework import (
     torchtitan_recipe,
     torchtitan_toml,
 )
-from launch.framework.base import SCRIPT_NAME, Emitted, script
+from launch.framework.base import SCRIPT_NAME, Emitted, not_carried, script
 from launch.framework.native import (
     Meeting,
     RankProgram,
@@ -84,6 +84,13 @@ def write(
     """The plan for a framework, its files to lie in `folder`; with a batch script where Slurm is to
     start it. `UserError` where the framework cannot run it, or the start cannot say its order."""
     ordered, emitted = _EMITTERS[name](plan, recipe)
+    emitted = replace(
+        emitted,
+        differs=(
+            *emitted.differs,
+            *not_carried(recipe, () if slurm is None else ("max_restarts",)),
+        ),
+    )
     files = {**emitted.files, SCRIPT_NAME: script(plan, emitted)}
     if slurm is None:
         several = len(set(nodes_of(ordered))) > 1

@@ -78,7 +78,12 @@ def check_runnable(plan: Plan) -> None:
             hint="plan for one of them, or start the layout with a framework of yours",
             place=f"plan {plan.id}",
         )
-    names, nodes = chosen.placement.interfaces, len(set(nodes_of(plan)))
+    check_interfaces(plan)
+
+
+def check_interfaces(plan: Plan) -> None:
+    """Raise `UserError` where the plan does not name a network interface for each node, or none."""
+    names, nodes = plan.chosen.placement.interfaces, len(set(nodes_of(plan)))
     if names and len(names) != nodes:
         raise UserError(
             f"plan `{plan.id}` names {len(names)} network interfaces for {nodes} nodes",

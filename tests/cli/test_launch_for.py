@@ -106,7 +106,7 @@ def test_refusals(degrees, args, code, message, hint, meshwright):
     [
         ("megatron-bridge", ("mixtral-8x7b", "h100-1x8", {"tp": 2, "dp_shard": 4, "zero": 1, "ep": 8}), ["planned.py"]),
         ("torchtitan", ("llama3-8b", "h100-1x4", {"dp_shard": 4, "zero": 3}), ["planned.py"]),
-        ("torchtitan-0.2", ("llama3-8b", "h100-1x4", {"tp": 2, "pp": 2}), ["plan.toml", "planned_model.py"]),
+        ("torchtitan-0.2", ("llama3-8b", "h100-1x4", {"pp": 2, "dp_shard": 2, "zero": 2}), ["plan.toml", "planned_model.py"]),
         ("deepspeed", ("llama3-8b", "h100-1x4", {"dp_shard": 4, "zero": 2}), ["deepspeed.json"]),
         ("accelerate", ("llama3-8b", "h100-1x4", {"dp_shard": 4, "zero": 3}), ["accelerate.yaml"]),
         ("nanotron", ("llama3-8b", "h100-1x4", {"tp": 2, "pp": 2}), ["nanotron.yaml"]),

@@ -85,6 +85,8 @@ def test_micro_batches_with_and_without_a_pipeline():
         (torchtitan_toml.emit, "llama3-8b", {"dp_shard": 8, "zero": 1}, "shards gradients with the optimizer", "--pin zero=2"),
         (torchtitan_toml.emit, "llama3-8b", {"dp_replicate": 4, "tp": 2}, "replicates nothing but whole models", "--pin zero=2"),
         (torchtitan_toml.emit, "llama3-8b", {"cp": 8, "cp_method": "ulysses"}, "no context parallelism by ulysses", "--pin cp_method=all_gather"),
+        (torchtitan_toml.emit, "llama3-8b", {"tp": 2, "pp": 2}, "in bf16 only where it shards weights", "--pin zero=2"),
+        (torchtitan_toml.emit, "qwen3-30b-a3b", {"tp": 2, "dp_shard": 2, "zero": 3}, "without ep are cut over tp", "--pin etp=2"),
         (torchtitan_recipe.emit, "llama3-8b", {"cp": 8}, "gathers keys and values over cp", "--pin cp_method=all_gather"),
         (torchtitan_toml.emit, "llama3-8b", {"dp_shard": 8, "zero": 3, "precision": "fp8"}, "no recipe is written for fp8", "--precision bf16"),
         (torchtitan_toml.emit, "llama3-8b", {"pp": 8, "schedule": "zero_bubble", "precision": "fp8"}, "fp8; no schedule zero_bubble", "--pin schedule=1f1b --precision bf16"),
