@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python -P
 export OMP_NUM_THREADS = 1
 
-.PHONY: demo test lint unit distributed lab lab-bench moe-bench nightly parity accuracy bench docs wheel clean
+.PHONY: demo test lint unit distributed frameworks lab lab-bench moe-bench nightly parity accuracy bench docs wheel clean
 
 demo: $(VENV)/installed  ## profile this machine, plan, launch, verify
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/tiny-llama/demo.sh
@@ -22,8 +22,10 @@ lint: $(VENV)/installed
 unit: $(VENV)/installed  ## under a minute, without torch
 	$(PY) -m pytest -m "not distributed" --numprocesses auto --dist worksteal
 
-distributed: $(VENV)/installed  ## real processes: parity, profile, launch
+distributed: $(VENV)/installed frameworks  ## real processes: parity, profile, launch
 	$(PY) -m pytest -m distributed --durations=5
+
+frameworks: $(VENV)/frameworks/installed  ## what plans are written for, to read what is written
 
 lab: $(VENV)/installed  ## clusters of unlike hosts, as network namespaces; needs root
 	$(PY) -m pytest -m lab --durations=5
@@ -63,4 +65,16 @@ clean:
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[run,dev]"
+	touch $@
+
+RELEASES := $(wildcard tests/frameworks/releases/*.txt)
+UNPACKED := --python-version 3.12 --ignore-requires-python --only-binary :all:
+
+$(VENV)/frameworks/installed: $(VENV)/installed $(RELEASES)
+	rm -rf $(VENV)/frameworks
+	for file in $(RELEASES); do \
+		case $$file in */megatron-*) how="$(UNPACKED)";; *) how=;; esac; \
+		$(BIN)/pip install --quiet --no-deps --no-compile $$how --requirement $$file \
+			--target $(VENV)/frameworks/$$(basename $$file .txt) || exit 1; \
+	done
 	touch $@
