@@ -1,6 +1,7 @@
 """Megatron-LM's own parser and checks on the arguments that the script gives it, and
 Megatron-Bridge's on its recipe."""
 
+import json
 import os
 import subprocess
 
@@ -9,7 +10,8 @@ import pytest
 from launch.framework.emitters import write
 from launch.recipe import recipe_of
 from tests.emitted import MEGATRON, megatron_plan
-from tests.frameworks.installed import ask, needs
+from tests.frameworks import bridge_fields, megatron_flags
+from tests.frameworks.installed import FOLDER, ask, needs
 
 RELEASE = "megatron-0.19.2"
 pytestmark = [pytest.mark.distributed, needs(RELEASE)]
@@ -64,3 +66,20 @@ def test_it_reads_what_the_plan_says(framework, tmp_path):
             "lr_decay_iters": 13,
             "num_experts": model.num_experts or None,
         }, name
+
+
+LIST = """
+import json
+from tests.frameworks.megatron_on_cpu import on_cpu
+on_cpu()
+from tests.frameworks.megatron_flags import arguments
+print(json.dumps(arguments()))
+"""
+
+
+def test_the_lists_are_those_of_the_releases():
+    """Which unit tests check emitted arguments and fields against."""
+    known = json.loads(megatron_flags.PATH.read_text(encoding="utf-8"))
+    assert ask(RELEASE, "-c", LIST) == known
+    of_bridge = json.loads(bridge_fields.PATH.read_text(encoding="utf-8"))
+    assert bridge_fields.fields([FOLDER / RELEASE]) == of_bridge

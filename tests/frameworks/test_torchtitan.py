@@ -1,6 +1,7 @@
 """torchtitan itself on what is emitted: 0.2's parser takes the TOML and its trainer trains with it;
 0.3's parser takes the recipe."""
 
+import json
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from launch.framework.emitters import write
 from launch.recipe import recipe_of
 from tests.emitted import TITAN, plan_of, titan_plan
 from tests.frameworks.installed import ask, environment, needs
+from tests.frameworks.torchtitan_fields import path_of
 
 pytestmark = pytest.mark.distributed
 OLD, NEW = "torchtitan-0.2.2", "torchtitan-0.3.0"
@@ -56,7 +58,8 @@ for folder in sys.argv[2:]:
     sys.path.remove(folder)
     for name in ("planned", "planned_model"):
         sys.modules.pop(name, None)
-print(json.dumps(found))
+from tests.frameworks.torchtitan_fields import fields
+print(json.dumps([found, fields()]))
 """
 
 
@@ -88,9 +91,11 @@ def test_its_parser_takes_the_file_and_its_model_is_the_planned_one(
         (tmp_path / name).mkdir()
         files_of(framework, plan, tmp_path / name)
     folders = [str(tmp_path / name) for name in plans]
-    found = ask(release, "-c", PARSE, kind, *folders, ROPE_SCALING_FACTOR="8")
+    found, fields = ask(release, "-c", PARSE, kind, *folders, ROPE_SCALING_FACTOR="8")
     for plan, read in zip(plans.values(), found, strict=True):
         check(plan, *read)
+    known = path_of(release.replace("-", " ")).read_text(encoding="utf-8")
+    assert fields == json.loads(known)  # which unit tests check emitted fields against
 
 
 @needs(OLD)
