@@ -20,6 +20,9 @@ from profiler.codec import replace
 from profiler.errors import UserError
 
 SCRIPT_NAME = "train.sh"
+SETTINGS_NAME = "settings.sh"
+"""Beside it, where the user wants one: sets the variables, on hosts and in pods that inherit none.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +146,8 @@ def script(plan: Plan, emitted: Emitted) -> str:
     for sentence in emitted.differs:
         lines.append(f"# Other than in the plan: {sentence}")
     lines += ["set -eu", 'HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"']
+    if emitted.needs:
+        lines.append(f'if [ -f "$HERE/{SETTINGS_NAME}" ]; then . "$HERE/{SETTINGS_NAME}"; fi')
     for need in emitted.needs:
         lines.append(_variable(need))
     if emitted.needs:

@@ -6,6 +6,7 @@
 # Other than in the plan: fp8 is cast by the release's default recipe.
 set -eu
 HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+if [ -f "$HERE/settings.sh" ]; then . "$HERE/settings.sh"; fi
 [ -n "${MEGATRON:-}" ] || { echo 'set MEGATRON: checkout of Megatron-LM, with pretrain_gpt.py' >&2; exit 2; }
 [ -n "${DATA_PATH:-}" ] || { echo 'set DATA_PATH: tokenized data: its path without .bin, or `mock`: made-up tokens' >&2; exit 2; }
 export MEGATRON DATA_PATH
