@@ -62,6 +62,8 @@ def refusals(plan: Plan) -> Iterator[Refusal]:
         yield Refusal(f"no file is written for {plan.job.precision}", option="--precision bf16")
     if config.schedule not in _ENGINES:
         yield Refusal(f"it has no schedule {config.schedule}", "schedule=1f1b")
+    if config.schedule == "1f1b" and config.num_microbatches(plan.job) < config.pp - 1:
+        yield Refusal(f"its 1f1b takes {config.pp - 1} micro-batches at least", "schedule=gpipe")
     if config.zero > 1:
         yield Refusal("its ZeRO is of stage 1", "zero=1")
     if config.zero and config.dp_replicate > 1:

@@ -57,6 +57,12 @@ def refusals(plan: Plan) -> Iterator[Refusal]:
         yield Refusal("it replicates nothing but whole models without sharding", "zero=2")
     if c.schedule not in _SCHEDULES:
         yield Refusal(f"no schedule {c.schedule} is written for it", "schedule=1f1b")
+    micro = c.num_microbatches(plan.job)
+    if not _divides(c, micro):
+        yield Refusal(f"{micro} micro-batches are none of its {c.schedule}", "schedule=gpipe")
+    if plan.job.seq_len % (2 * c.cp * c.tp):
+        pin = "cp=1" if c.cp > 1 else "tp=1"
+        yield Refusal("it cuts a sequence into two parts for each cp and tp rank", pin)
     if c.cp_method in ("ulysses", "hybrid") and c.cp > 1:
         yield Refusal(f"it has no context parallelism by {c.cp_method}", "cp_method=all_gather")
     if plan.model.num_moe_layers and c.ep == 1 and c.etp != c.tp:
@@ -66,6 +72,16 @@ def refusals(plan: Plan) -> Iterator[Refusal]:
     if c.offload != "none":
         yield Refusal(f"it has no offload of {c.offload} alone", "offload=none")
     yield from no_placement(plan)
+
+
+def _divides(c: ParallelConfig, micro: int) -> bool:
+    """Whether the schedule takes so many micro-batches (torch/distributed/pipelining/schedules.py
+    of torch 2.13)."""
+    if c.pp == 1:
+        return True
+    if c.schedule == "interleaved":
+        return micro % max(1, micro // c.pp) == 0
+    return micro >= {"1f1b": c.pp, "dualpipev": 2 * c.pp}.get(c.schedule, 1)
 
 
 def _of_model(model: ModelSpec) -> Iterator[Refusal]:

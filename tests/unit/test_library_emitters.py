@@ -128,6 +128,7 @@ def test_nanotron_keys_are_its_own(name, recipe):
         (accelerate.emit, {"dp_shard": 8, "zero": 3, "recompute": "selective"}, "whole layers or none", "--pin recompute=full"),
         (nanotron.emit, {"dp_shard": 8, "zero": 3}, "its ZeRO is of stage 1", "--pin zero=1"),
         (nanotron.emit, {"pp": 4, "vpp": 2, "schedule": "interleaved", "tp": 2}, "it has no vpp; it has no schedule interleaved", "--pin vpp=1,schedule=1f1b"),
+        (nanotron.emit, {"pp": 8, "batch": 4}, "its 1f1b takes 7 micro-batches at least", "--pin schedule=gpipe"),
         (nanotron.emit, {"cp": 8}, "it has no cp", "--pin cp=1"),
     ],
 )  # fmt: skip
