@@ -60,9 +60,8 @@ def refusals(plan: Plan) -> Iterator[Refusal]:
     micro = c.num_microbatches(plan.job)
     if not _divides(c, micro):
         yield Refusal(f"{micro} micro-batches are none of its {c.schedule}", "schedule=gpipe")
-    if plan.job.seq_len % (2 * c.cp * c.tp):
-        pin = "cp=1" if c.cp > 1 else "tp=1"
-        yield Refusal("it cuts a sequence into two parts for each cp and tp rank", pin)
+    if c.cp > 1 and plan.job.seq_len % (2 * c.cp * c.tp):
+        yield Refusal("it cuts a sequence into two parts for each cp and tp rank", "cp=1")
     if c.cp_method in ("ulysses", "hybrid") and c.cp > 1:
         yield Refusal(f"it has no context parallelism by {c.cp_method}", "cp_method=all_gather")
     if plan.model.num_moe_layers and c.ep == 1 and c.etp != c.tp:

@@ -80,6 +80,8 @@ def _differs(model: ModelSpec) -> Iterator[str]:
     eps = _EPS[FAMILIES[model.family]]
     if model.norm_eps != eps:
         yield f"norms have an epsilon of {eps:g}, not {model.norm_eps:g}."
+    if model.num_experts:
+        yield "experts are levelled by a bias on their scores, which moves by 1e-3 a step."
     if model.num_experts and not model.norm_topk:
         yield "the chosen experts' weights are divided by their sum."
 

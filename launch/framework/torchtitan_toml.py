@@ -51,6 +51,8 @@ def _refusals(plan: Plan) -> Iterator[Refusal]:
     config = plan.chosen.config
     if plan.model.num_moe_layers and config.ep > 1 and config.etp not in (1, config.tp):
         yield Refusal("its etp is 1 or tp", "etp=1")
+    if config.cp == 1 and plan.job.seq_len % (2 * config.tp):
+        yield Refusal("it cuts a sequence into two parts for each tp rank", "tp=1")
     cut, sharded = config.tp * config.pp > 1, config.dp_shard * config.cp > 1
     if plan.job.precision == "bf16" and cut and not sharded:
         # `maybe_enable_amp` of torchtitan/distributed/utils.py.

@@ -87,7 +87,7 @@ def test_micro_batches_with_and_without_a_pipeline():
         (torchtitan_toml.emit, "llama3-8b", {"cp": 8, "cp_method": "ulysses"}, "no context parallelism by ulysses", "--pin cp_method=all_gather"),
         (torchtitan_toml.emit, "llama3-8b", {"tp": 2, "pp": 2}, "in bf16 only where it shards weights", "--pin zero=2"),
         (torchtitan_toml.emit, "qwen3-30b-a3b", {"tp": 2, "dp_shard": 2, "zero": 3}, "without ep are cut over tp", "--pin etp=2"),
-        (torchtitan_toml.emit, "llama3-8b", {"tp": 8, "seq_len": 4104}, "two parts for each cp and tp rank", "--pin tp=1"),
+        (torchtitan_toml.emit, "llama3-8b", {"tp": 8, "seq_len": 4104}, "two parts for each tp rank", "--pin tp=1"),
         (torchtitan_recipe.emit, "llama3-8b", {"pp": 8, "batch": 4}, "4 micro-batches are none of its 1f1b", "--pin schedule=gpipe"),
         (torchtitan_recipe.emit, "llama3-8b", {"pp": 4, "vpp": 2, "schedule": "interleaved", "batch": 11}, "11 micro-batches", "--pin schedule=gpipe"),
         (torchtitan_recipe.emit, "llama3-8b", {"pp": 4, "vpp": 2, "schedule": "dualpipev", "batch": 7}, "7 micro-batches", "--pin schedule=gpipe"),
