@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python -P
 export OMP_NUM_THREADS = 1
 
-.PHONY: demo test lint unit distributed forked started alone lab lab-bench moe-bench nightly parity accuracy bench docs wheel clean
+.PHONY: demo test lint unit distributed forked started alone frameworks lab lab-bench moe-bench nightly parity accuracy bench docs wheel clean
 
 demo: $(VENV)/installed  ## profile this machine, plan, launch, verify
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/tiny-llama/demo.sh
@@ -33,7 +33,7 @@ distributed: $(VENV)/installed  ## real processes: parity, profile, launch
 	$(MAKE) $(TWO) forked started
 	$(MAKE) alone
 
-forked: $(VENV)/installed  ## ranks are forked from pytest
+forked: $(VENV)/installed frameworks  ## ranks are forked from pytest
 	$(PY) -m pytest -m "distributed and not (started or timed)" --durations=5 tests/parity tests/frameworks
 
 started: $(VENV)/installed  ## ranks are started by torchrun
@@ -41,6 +41,8 @@ started: $(VENV)/installed  ## ranks are started by torchrun
 
 alone: $(VENV)/installed  ## what other processes would disturb
 	$(PY) -m pytest -m "timed or (lab and distributed)" --durations=5 tests/parity tests/lab
+
+frameworks: $(VENV)/frameworks/installed  ## what plans are written for, to read what is written
 
 lab: $(VENV)/installed  ## clusters of unlike hosts, as network namespaces; needs root
 	$(PY) -m pytest -m lab --durations=5 tests/lab
@@ -80,4 +82,16 @@ clean:
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[run,dev]"
+	touch $@
+
+RELEASES := $(wildcard tests/frameworks/releases/*.txt)
+UNPACKED := --python-version 3.12 --ignore-requires-python --only-binary :all:
+
+$(VENV)/frameworks/installed: $(VENV)/installed $(RELEASES)
+	rm -rf $(VENV)/frameworks
+	for file in $(RELEASES); do \
+		case $$file in */megatron-*) how="$(UNPACKED)";; *) how=;; esac; \
+		$(BIN)/pip install --quiet --no-deps --no-compile $$how --requirement $$file \
+			--target $(VENV)/frameworks/$$(basename $$file .txt) || exit 1; \
+	done
 	touch $@

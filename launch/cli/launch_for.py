@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 import typer
 
 from launch.cli.terminal import note
-from profiler.errors import UserError
 
 if TYPE_CHECKING:
     from launch.framework.emitters import Written
@@ -20,18 +19,12 @@ def emit(
     """Print what the framework is given, or write it to `out`; starts nothing."""
     from launch.artifact import read_plan, write_atomic
     from launch.framework.emitters import framework_of, write
-    from launch.scheduler.slurm import Slurm
     from profiler.codec import canonical
 
     framework = framework_of(name)
-    slurm = scheduler if isinstance(scheduler, Slurm) else None
-    if slurm is None and scheduler.name != "local":
-        raise UserError(
-            f"`--for` does not go with `--on {scheduler.name}`",
-            hint="`--on slurm` writes a batch script; without `--on`: the command for each node",
-        )
     folder = (out or Path()).absolute()
-    written = write(framework, read_plan(plan), how, folder, slurm)
+    started_by = None if scheduler.name == "local" else scheduler
+    written = write(framework, read_plan(plan), how, folder, started_by)
     if out is not None:
         for file, text in written.files.items():
             write_atomic(folder / file, text)

@@ -114,4 +114,7 @@ def _differs(plan: Plan, recipe: Recipe) -> Iterator[str]:
         yield "weights are sharded over the ranks of a context-parallel group."
     if config.tp > 1:
         yield "activations between layers are whole on each tp rank (no sequence parallelism)."
-    yield f"learning rate and steps are the script's (planned: {recipe.learning_rate:g})."
+    yield (
+        "the model, the optimizer, clipping, steps, the seed and checkpoints are the script's "
+        f"(planned learning rate: {recipe.learning_rate:g})."
+    )

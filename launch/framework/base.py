@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from launch.framework.native import check_interfaces
+from launch.recipe import Recipe
 from planner.layout import check_devices_of, check_layout
 from planner.plan import Plan
 from planner.where import nodes_of_ranks
@@ -18,6 +20,9 @@ from profiler.codec import replace
 from profiler.errors import UserError
 
 SCRIPT_NAME = "train.sh"
+SETTINGS_NAME = "settings.sh"
+"""Beside it, where the user wants one: sets the variables, on hosts and in pods that inherit none.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +93,23 @@ def check_emittable(plan: Plan) -> None:
     chosen, place = plan.chosen, f"plan {plan.id}"
     check_layout(plan.model, plan.job, chosen.config, chosen.placement, place=place)
     check_devices_of(plan.cluster, chosen.config, chosen.placement, place=place)
+    check_interfaces(plan)
+
+
+_OWN_RUNTIME = (
+    "data", "weights", "resume", "trace", "record_routing", "rebalance_experts_every",
+    "keep_checkpoints", "max_restarts",
+)  # fmt: skip
+"""Fields of a recipe that only the reference runtime, or its start, reads."""
+
+
+def not_carried(recipe: Recipe, done: Iterable[str] = ()) -> tuple[str, ...]:
+    """A sentence on what a recipe asks for that no framework is told; `done`: what the start of
+    the ranks does."""
+    plain = Recipe()
+    asked = [name for name in _OWN_RUNTIME if getattr(recipe, name) != getattr(plain, name)]
+    found = [name for name in asked if name not in done]
+    return (f"of the recipe, {', '.join(found)} is left out.",) if found else ()
 
 
 def in_order_of(plan: Plan, coordinates: Sequence[int]) -> Plan:
@@ -124,6 +146,8 @@ def script(plan: Plan, emitted: Emitted) -> str:
     for sentence in emitted.differs:
         lines.append(f"# Other than in the plan: {sentence}")
     lines += ["set -eu", 'HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"']
+    if emitted.needs:
+        lines.append(f'if [ -f "$HERE/{SETTINGS_NAME}" ]; then . "$HERE/{SETTINGS_NAME}"; fi')
     for need in emitted.needs:
         lines.append(_variable(need))
     if emitted.needs:

@@ -35,14 +35,14 @@ def emit(plan: Plan, recipe: Recipe) -> tuple[Plan, Emitted]:
             *pipeline,
         ),
         needs=(words.SCRIPT_NEED, *((_STAGES,) if config.pp > 1 else ())),
-        differs=tuple(_differs(plan)),
+        differs=tuple(_differs(plan, recipe)),
     )
 
 
 def refusals(plan: Plan) -> Iterator[Refusal]:
     """What DeepSpeed cannot by its configuration."""
     c = plan.chosen.config
-    yield from words.no_axes(plan, "its configuration", "cp", "ep", "etp")
+    yield from words.no_axes(plan, "its file", "cp", "ep", "etp")
     yield from words.no_placement(plan)
     if plan.job.precision not in ("bf16", "fp16", "fp32"):
         yield Refusal(f"no file is written for {plan.job.precision}", option="--precision bf16")
@@ -87,9 +87,12 @@ def settings(plan: Plan, recipe: Recipe) -> dict[str, object]:
             },
         },
         "steps_per_print": 1,
+        **_scheduler(recipe),
     }
     if job.precision in ("bf16", "fp16"):
         found[job.precision] = {"enabled": True}
+        if config.zero:  # without ZeRO it takes no other type than the weights'
+            found["data_types"] = {"grad_accum_dtype": "fp32"}
     if config.tp > 1:
         found["tensor_parallel"] = {"autotp_size": config.tp}
     if config.pp > 1:
@@ -97,8 +100,32 @@ def settings(plan: Plan, recipe: Recipe) -> dict[str, object]:
     return found
 
 
-def _differs(plan: Plan) -> Iterator[str]:
+def _scheduler(recipe: Recipe) -> dict[str, object]:
+    """`deepspeed/runtime/lr_schedules.py`; a warm-up has two steps at least."""
+    params: dict[str, object] = {
+        "warmup_num_steps": max(1, recipe.lr_warmup_steps),
+        "warmup_type": "linear",
+    }
+    if recipe.lr_schedule == "cosine":
+        kind = "WarmupCosineLR"
+        params |= {"total_num_steps": recipe.lr_steps, "cos_min_ratio": recipe.min_lr_ratio}
+    elif recipe.lr_warmup_steps:
+        kind = "WarmupLR"
+        params |= {"warmup_min_lr": 0.0, "warmup_max_lr": recipe.learning_rate}
+    else:
+        return {}
+    return {"scheduler": {"type": kind, "params": params}}
+
+
+def _differs(plan: Plan, recipe: Recipe) -> Iterator[str]:
     config = plan.chosen.config
+    yield "the model, sequences, steps, the seed and checkpoints are the script's."
+    if recipe.lr_schedule == "wsd":
+        yield "it has no wsd: the learning rate does not fall by itself."
+    if recipe.weight_decay:
+        yield "weights of norms decay too, unless the script groups its parameters."
+    if config.zero == 0 and plan.job.precision != "fp32":
+        yield f"without ZeRO, gradients are summed in {plan.job.precision}."
     if config.pp > 1:
         yield (
             f"the script makes its PipelineModule with num_stages={config.pp} and "

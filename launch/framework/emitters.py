@@ -19,7 +19,7 @@ from launch.framework import (
     torchtitan_recipe,
     torchtitan_toml,
 )
-from launch.framework.base import SCRIPT_NAME, Emitted, script
+from launch.framework.base import SCRIPT_NAME, Emitted, not_carried, script
 from launch.framework.native import (
     Meeting,
     RankProgram,
@@ -28,11 +28,15 @@ from launch.framework.native import (
     places_of_nodes,
     shell_words,
     torchrun,
+    torchrun_of,
 )
 from launch.recipe import Recipe
-from launch.scheduler.base import Job
+from launch.scheduler.base import Job, Scheduler
+from launch.scheduler.kubernetes import FILE_NAME as MANIFEST_NAME
+from launch.scheduler.kubernetes import Kubernetes
 from launch.scheduler.slurm import SCRIPT_NAME as JOB_NAME
 from launch.scheduler.slurm import Slurm
+from launch.scheduler.ssh_nodes import SshNodes
 from planner.plan import Plan
 from profiler.codec import replace
 from profiler.errors import UserError
@@ -80,13 +84,16 @@ def framework_of(name: str) -> FrameworkName:
 
 
 def write(
-    name: FrameworkName, plan: Plan, recipe: Recipe, folder: Path, slurm: Slurm | None
+    name: FrameworkName, plan: Plan, recipe: Recipe, folder: Path, scheduler: Scheduler | None
 ) -> Written:
-    """The plan for a framework, its files to lie in `folder`; with a batch script where Slurm is to
-    start it. `UserError` where the framework cannot run it, or the start cannot say its order."""
+    """The plan for a framework, its files to lie in `folder`; with what `scheduler` starts, None:
+    the user does. `UserError` where the framework cannot run it, or the start cannot say its order.
+    """
     ordered, emitted = _EMITTERS[name](plan, recipe)
+    done = ("max_restarts",) if isinstance(scheduler, (Slurm, Kubernetes)) else ()
+    emitted = replace(emitted, differs=(*emitted.differs, *not_carried(recipe, done)))
     files = {**emitted.files, SCRIPT_NAME: script(plan, emitted)}
-    if slurm is None:
+    if scheduler is None:
         several = len(set(nodes_of(ordered))) > 1
         return Written(
             framework=name,
@@ -97,18 +104,44 @@ def write(
             if several
             else "",
         )
-    path = str(folder / SCRIPT_NAME)
-    program = RankProgram(
-        torchrun=("bash", path, "torchrun"),
-        interpreter=("bash", path, slurm.script.python),
+    program = _program(emitted, str(folder / SCRIPT_NAME), scheduler)
+    own = scheduler.files(Job(plan=ordered, recipe=recipe, run_dir=folder, program=program))
+    command, where = _start(folder, scheduler, own)
+    return Written(framework=name, emitted=emitted, files=files | own, command=command, where=where)
+
+
+def _program(emitted: Emitted, path: str, scheduler: Scheduler) -> RankProgram:
+    """The script as what a scheduler starts. Slurm's tasks have the user's own PATH, hosts and pods
+    an interpreter."""
+    python = _python(scheduler)
+    start = ("torchrun",) if isinstance(scheduler, Slurm) else torchrun_of(python)
+    return RankProgram(
+        torchrun=("bash", path, *start),
+        interpreter=("bash", path, python),
         argv=(),
         env=(),
         per_node=("bash", path) if emitted.starts_ranks else (),
+        reads_node=True,
     )
-    submits = replace(slurm, script=replace(slurm.script, program=program))
-    files |= submits.files(Job(plan=ordered, recipe=recipe, run_dir=folder))
-    command = f"sbatch {shell_words((str(folder / JOB_NAME),))}"
-    return Written(framework=name, emitted=emitted, files=files, command=command)
+
+
+def _python(scheduler: Scheduler) -> str:
+    """Interpreter of the ranks."""
+    if isinstance(scheduler, Kubernetes):
+        return scheduler.pods.python
+    if isinstance(scheduler, SshNodes):
+        return scheduler.ssh.python
+    assert isinstance(scheduler, Slurm)
+    return scheduler.script.python
+
+
+def _start(folder: Path, scheduler: Scheduler, own: dict[str, str]) -> tuple[str, str]:
+    """What starts the job of a scheduler, and where."""
+    if isinstance(scheduler, Slurm):
+        return f"sbatch {shell_words((str(folder / JOB_NAME),))}", ""
+    if isinstance(scheduler, Kubernetes):
+        return f"kubectl create -f {shell_words((str(folder / MANIFEST_NAME),))}", ""
+    return "".join(own.values()).rstrip("\n"), ", on each host its line"
 
 
 def _on_each_node(plan: Plan) -> str:

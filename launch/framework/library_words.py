@@ -4,10 +4,12 @@ DeepSpeed, Accelerate and nanotron are given the degrees; which layers there are
 cut, is the script's or theirs.
 """
 
+import dataclasses
 from collections.abc import Iterator
 
 from launch.framework.base import Need, Refusal
 from planner.plan import Plan
+from profiler.model import ModelSpec
 
 SCRIPT_NEED = Need(name="SCRIPT", meaning="training script, with its arguments in SCRIPT_ARGS")
 RUN_SCRIPT = '"$SCRIPT" ${SCRIPT_ARGS:-}'
@@ -20,6 +22,21 @@ def no_placement(plan: Plan) -> Iterator[Refusal]:
         yield Refusal("it does not choose layers to recompute", "recompute=full")
     if placement.experts:
         yield Refusal("it holds experts in their order, once each: none are placed or copied")
+
+
+def unsaid(model: ModelSpec, said: frozenset[str]) -> Iterator[Refusal]:
+    """Optional parts of a model that would be lost: fields beside those `said` which do not have
+    their default."""
+    implied = {"max_positions", "window", "shared_gate", "num_chosen_groups", "capacity_group"}
+    for field in dataclasses.fields(model):
+        value = getattr(model, field.name)
+        same = field.default is dataclasses.MISSING or value == field.default
+        if field.name == "attention_pattern":
+            same = set(value) == {"full"}
+        if field.name == "value_head_dim":
+            same = model.v_head_dim == model.head_dim
+        if not same and field.name not in said | implied:
+            yield Refusal(f"no {field.name} `{value}` is written for it")
 
 
 def no_axes(plan: Plan, title: str, *axes: str) -> Iterator[Refusal]:

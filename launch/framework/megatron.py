@@ -43,6 +43,8 @@ RELEASE = "megatron-core 0.19.2"
 TITLE = f"Megatron-LM ({RELEASE})"
 _COMM = {"ring": "p2p", "all_gather": "all_gather", "ulysses": "a2a", "hybrid": "a2a+p2p"}
 _SHARDING = {2: "optim_grads", 3: "optim_grads_params"}
+_LEAST_SEED = 1
+"""`megatron/training/initialize.py` raises for 0, which is a recipe's default."""
 
 
 def emit(plan: Plan, recipe: Recipe) -> tuple[Plan, Emitted]:
@@ -58,7 +60,7 @@ def emit(plan: Plan, recipe: Recipe) -> tuple[Plan, Emitted]:
         body=(*array("ARGS", arguments(plan, recipe, pp_inner=pp_inner)), *_data(plan.model)),
         env=environment(plan.chosen.config),
         needs=(*_needs(recipe), *model_words.needs(plan.model)),
-        differs=tuple(differs(plan)),
+        differs=tuple(differs(plan, recipe)),
     )
 
 
@@ -86,12 +88,18 @@ def refusals(plan: Plan) -> Iterator[Refusal]:
     if config.schedule not in ("1f1b", "interleaved"):
         yield Refusal(f"it has no schedule {config.schedule}", "schedule=1f1b")
     micro = config.num_microbatches(plan.job)
-    if config.vpp > 1 and micro < config.pp:
-        yield Refusal(f"its interleaved schedule needs {config.pp} micro-batches", "schedule=1f1b")
+    if config.vpp > 1 and micro % config.pp:
+        yield Refusal(
+            f"its interleaved schedule takes micro-batches by {config.pp}", "schedule=1f1b"
+        )
     if config.zero > 1 and config.pp > 1:
         yield Refusal("its FSDP takes no pipeline stages", "zero=1")
     if config.offload == "activations":
         yield Refusal("it offloads activations of chosen modules, not of layers", "offload=none")
+    if config.offload == "optimizer" and not config.zero and config.num_replicas * config.cp > 1:
+        yield Refusal("it offloads the distributed optimizer", "zero=1")
+    if model.num_moe_layers and config.zero and config.edp % config.dp_replicate:
+        yield Refusal("it shards experts over as many instances as weights", "dp_replicate=1")
     if config.cp > 1 and plan.job.seq_len % (2 * config.cp):
         yield Refusal("it cuts a sequence into two parts for each cp rank", "cp=1")
     heads = config.cp_heads if config.cp_method == "hybrid" else config.cp
@@ -195,7 +203,8 @@ def layout_text(model: ModelSpec, placement: Placement) -> str:
 def sharding(config: ParallelConfig) -> list[Option]:
     """What replicas share, and what of it overlaps with computing."""
     if config.num_replicas * config.cp == 1:
-        return []
+        # What is offloaded is the distributed optimizer, also of one replica.
+        return [("--use-distributed-optimizer",)] if config.offload == "optimizer" else []
     options: list[Option] = [("--overlap-grad-reduce",)]
     if config.zero:
         options += [("--use-distributed-optimizer",), ("--overlap-param-gather",)]
@@ -291,9 +300,10 @@ def training(job: JobSpec, config: ParallelConfig, recipe: Recipe) -> list[Optio
         ("--lr", f"{recipe.learning_rate:g}"),
         ("--min-lr", f"{recipe.learning_rate * ratio:g}"),
         ("--lr-decay-style", _STYLES[recipe.lr_schedule]),
-        ("--lr-decay-iters", str(recipe.lr_steps)),
+        # Its warm-up ends before the schedule does; after the peak a constant stays.
+        ("--lr-decay-iters", str(max(recipe.lr_steps, recipe.lr_warmup_steps + 1))),
         ("--lr-warmup-iters", str(recipe.lr_warmup_steps)),
-        ("--seed", str(recipe.seed)),
+        ("--seed", str(recipe.seed or _LEAST_SEED)),
         ("--eval-iters", "0"),
         ("--log-interval", "1"),
         ("--log-throughput",),
@@ -302,7 +312,9 @@ def training(job: JobSpec, config: ParallelConfig, recipe: Recipe) -> list[Optio
         decay = max(1, round(recipe.lr_steps * recipe.wsd_decay_share))
         options += [("--lr-wsd-decay-style", "minus_sqrt"), ("--lr-wsd-decay-iters", str(decay))]
     if recipe.checkpoint_every:
-        options += [("--save", "$SAVE"), ("--save-interval", str(recipe.checkpoint_every))]
+        # From an empty folder it loads nothing; a run that is started again goes on.
+        options += [("--save", "$SAVE"), ("--load", "$SAVE")]
+        options.append(("--save-interval", str(recipe.checkpoint_every)))
     return options
 
 
@@ -338,14 +350,20 @@ def _data(model: ModelSpec) -> tuple[str, ...]:
     )
 
 
-def differs(plan: Plan) -> Iterator[str]:
+def differs(plan: Plan, recipe: Recipe) -> Iterator[str]:
+    """Where Megatron does otherwise than the plan counts on."""
     config, model = plan.chosen.config, plan.model
     recompute = plan.chosen.placement.recompute or (config.recompute,)
     if "selective" in recompute:
         known = _recomputes_product(model, plan.job)
         product = "" if known else ", not the product of the gate"
         yield f"selective recomputation is of the attention core{product}."
-    if model.num_expert_groups > 1 and model.family == "deepseek_v2":
-        yield "groups of experts are chosen by the sum of their best scores, not the best one."
+    if model.num_expert_groups > 1:
+        summed = model.num_experts_per_token // model.num_chosen_groups
+        own = 1 if model.family == "deepseek_v2" else 2
+        if summed != own:
+            yield f"a group of experts is chosen by its {summed} best scores, not by {own}."
+    if recipe.seed != (recipe.seed or _LEAST_SEED):
+        yield f"the seed is {_LEAST_SEED}, the least that it takes."
     if plan.job.precision in ("fp8", "fp4"):
         yield f"{plan.job.precision} is cast by the release's default recipe."

@@ -53,6 +53,7 @@ FIELDS: dict[str, tuple[tuple[str, str], ...]] = {
     "--ckpt-format": (("checkpoint", "ckpt_format"),),
     "--save-interval": (("checkpoint", "save_interval"),),
     "--save": (("checkpoint", "save"),),
+    "--load": (("checkpoint", "load"),),
     "--optimizer-cpu-offload": (("optimizer", "optimizer_cpu_offload"),),
     "--use-precision-aware-optimizer": (("optimizer", "use_precision_aware_optimizer"),),
     "--eval-iters": (("validation", "eval_iters"),),
@@ -114,13 +115,20 @@ def emit(plan: Plan, recipe: Recipe) -> tuple[Plan, Emitted]:
         words=('"$HERE/planned.py"',),
         env=megatron.environment(plan.chosen.config),
         needs=tuple(_needs(plan, recipe)),
-        differs=tuple(megatron.differs(plan)),
+        differs=tuple(_differs(plan, recipe)),
     )
 
 
 def _refusals(plan: Plan) -> Iterator[Refusal]:
     if plan.model.rope_scaling not in ("", "llama3"):
         yield Refusal(f"no recipe is written for rotary scaling {plan.model.rope_scaling}")
+
+
+def _differs(plan: Plan, recipe: Recipe) -> Iterator[str]:
+    yield from megatron.differs(plan, recipe)
+    m, rows = plan.model, plan.job.seq_len
+    if m.position == "learned" and m.max_positions != rows:
+        yield f"the position embedding has a row for each of {rows} tokens, not {m.max_positions}."
 
 
 def _needs(plan: Plan, recipe: Recipe) -> Iterator[Need]:

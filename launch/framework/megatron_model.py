@@ -27,14 +27,27 @@ _PARTS: tuple[tuple[str, Callable[[ModelSpec], object]], ...] = (
     ("a norm behind the embedding", lambda m: m.embed_norm),
     ("a LayerNorm without a bias", lambda m: m.layer_norm and not m.norm_bias),
     ("ALiBi", lambda m: m.position == "alibi"),
+    ("MTP with learned positions", lambda m: m.num_mtp_layers and m.position == "learned"),
+    ("value heads of another width", lambda m: not m.is_mla and m.v_head_dim != m.head_dim),
+    ("a router's bias with softmax", lambda m: m.router_bias and m.router_score == "softmax"),
     ("a gated GELU", lambda m: m.gated_ffn and m.activation != "silu"),
     ("SiLU without a gate", lambda m: not m.gated_ffn and m.activation == "silu"),
     ("a bias of the head", lambda m: m.head_bias),
     ("biases of some matrices alone", lambda m: not _biases_known(m)),
     ("expert capacity in groups of tokens", lambda m: m.capacity_factor),
     (
+        "the normalised weight of a single expert, which is 1 and learns nothing",
+        lambda m: m.num_experts and m.norm_topk and m.num_experts_per_token == 1,
+    ),
+    (
+        "groups of which no expert's scores are summed",
+        lambda m: m.num_expert_groups > 1 and m.num_experts_per_token < m.num_chosen_groups,
+    ),
+    (
         "sigmoid routing without normalised weights",
-        lambda m: m.num_experts and m.router_score == "sigmoid" and not m.norm_topk,
+        lambda m: (
+            m.router_score == "sigmoid" and not m.norm_topk and m.num_experts_per_token > 1
+        ),
     ),
 )  # fmt: skip
 

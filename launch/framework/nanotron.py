@@ -20,15 +20,18 @@ _ENGINES = {"1f1b": "1f1b", "gpipe": "afab"}
 _DECAYS = {"constant": "linear", "cosine": "cosine", "wsd": "1-sqrt"}
 _INIT_STD = 0.02
 """The field has no default; nanotron's examples have 0.02 or 0.025."""
+_SAID = frozenset({"tie_embeddings", "norm_eps", "rope_theta"})
+"""Optional fields of a model that are written. Its llama has no biases, whatever the file says."""
 _NEEDS = (
     Need(name="NANOTRON", meaning="checkout of nanotron, with run_train.py"),
     Need(name="TOKENIZER", meaning="Hugging Face name or folder of the tokenizer"),
     Need(name="DATA_FOLDER", meaning="folder of tokenized data (a Nanoset)"),
+    Need(name="TOKEN_BYTES", meaning="bytes of a token in it, 2 or 4", default="4"),
 )
 _FILL = (
     'RUN="$(mktemp --suffix=.yaml)"',
-    'sed -e "s|@TOKENIZER@|$TOKENIZER|" -e "s|@DATA_FOLDER@|$DATA_FOLDER|" '
-    '"$HERE/nanotron.yaml" > "$RUN"',
+    'sed -e "s|@TOKENIZER@|$TOKENIZER|" -e "s|@DATA_FOLDER@|$DATA_FOLDER|"'
+    ' -e "s|\'@TOKEN_BYTES@\'|$TOKEN_BYTES|" "$HERE/nanotron.yaml" > "$RUN"',
 )
 
 
@@ -59,6 +62,8 @@ def refusals(plan: Plan) -> Iterator[Refusal]:
         yield Refusal(f"no file is written for {plan.job.precision}", option="--precision bf16")
     if config.schedule not in _ENGINES:
         yield Refusal(f"it has no schedule {config.schedule}", "schedule=1f1b")
+    if config.schedule == "1f1b" and config.num_microbatches(plan.job) < config.pp - 1:
+        yield Refusal(f"its 1f1b takes {config.pp - 1} micro-batches at least", "schedule=gpipe")
     if config.zero > 1:
         yield Refusal("its ZeRO is of stage 1", "zero=1")
     if config.zero and config.dp_replicate > 1:
@@ -72,10 +77,10 @@ def refusals(plan: Plan) -> Iterator[Refusal]:
 def _of_model(model: ModelSpec) -> Iterator[Refusal]:
     if model.family not in ("llama", "qwen2"):
         yield Refusal(f"no file is written for family `{model.family}`")
-    elif model.head_dim * model.num_heads != model.hidden_size or model.rope_scaling:
-        yield Refusal("no file is written for heads of another width or scaled rotary angles")
-    elif "sliding" in model.attention_pattern:
-        yield Refusal("no file is written for sliding windows")
+        return
+    if model.head_dim * model.num_heads != model.hidden_size:
+        yield Refusal("no file is written for heads of another width")
+    yield from words.unsaid(model, _SAID if model.family == "llama" else _SAID | {"qkv_bias"})
 
 
 def settings(plan: Plan, recipe: Recipe) -> dict[str, object]:
@@ -112,7 +117,7 @@ def settings(plan: Plan, recipe: Recipe) -> dict[str, object]:
             {
                 "name": "training",
                 "start_training_step": 1,
-                "data": {"dataset": {"dataset_folder": "@DATA_FOLDER@"}, "seed": recipe.seed},
+                "data": {"dataset": _dataset(plan.model), "seed": recipe.seed},
             }
         ],
         "logging": {"iteration_step_info_interval": 1},
@@ -121,6 +126,17 @@ def settings(plan: Plan, recipe: Recipe) -> dict[str, object]:
         interval = recipe.checkpoint_every
         found["checkpoints"] = {"checkpoints_path": "checkpoints", "checkpoint_interval": interval}
     return found
+
+
+def _dataset(m: ModelSpec) -> dict[str, object]:
+    """nanotron compares tokenizer and vocabulary with the model's. Those that it would take from
+    the data's own metadata are without the tokens that a tokenizer adds, and so too few."""
+    return {
+        "dataset_folder": "@DATA_FOLDER@",
+        "tokenizer_name": "@TOKENIZER@",
+        "vocab_size": m.vocab_size,
+        "token_size_in_bytes": "@TOKEN_BYTES@",
+    }
 
 
 def _model(m: ModelSpec, seq_len: int) -> dict[str, object]:
@@ -150,12 +166,15 @@ def _optimizer(plan: Plan, recipe: Recipe) -> dict[str, object]:
         "lr_decay_style": _DECAYS[recipe.lr_schedule],
         "min_decay_lr": recipe.learning_rate * ratio,
     }
-    if recipe.lr_schedule == "wsd":
+    if recipe.lr_schedule == "cosine":
+        schedule["lr_decay_steps"] = max(1, recipe.lr_steps - recipe.lr_warmup_steps)
+    elif recipe.lr_schedule == "wsd":
         decay = max(1, round(recipe.lr_steps * recipe.wsd_decay_share))
         schedule |= {"lr_decay_steps": decay, "lr_decay_starting_step": recipe.lr_steps - decay}
     return {
         "zero_stage": plan.chosen.config.zero,
         "weight_decay": recipe.weight_decay,
+        "weight_decay_exclude_named_params": [".*norm.*", ".*bias"],
         "clip_grad": recipe.clip_norm or None,
         "accumulate_grad_in_fp32": True,
         "optimizer_factory": {

@@ -48,6 +48,11 @@ class Command:
         env = [f"{k}={shlex.quote(v)}" for k, v in self.env]
         return " ".join([*env, shell_words(self.argv)])
 
+    @property
+    def typed(self) -> str:
+        """The command as another one's words."""
+        return f"env {self.text}" if self.env else self.text
+
 
 def check_runnable(plan: Plan) -> None:
     """Raise `UserError` for a plan that the reference runtime cannot train."""
@@ -78,7 +83,12 @@ def check_runnable(plan: Plan) -> None:
             hint="plan for one of them, or start the layout with a framework of yours",
             place=f"plan {plan.id}",
         )
-    names, nodes = chosen.placement.interfaces, len(set(nodes_of(plan)))
+    check_interfaces(plan)
+
+
+def check_interfaces(plan: Plan) -> None:
+    """Raise `UserError` where the plan does not name a network interface for each node, or none."""
+    names, nodes = plan.chosen.placement.interfaces, len(set(nodes_of(plan)))
     if names and len(names) != nodes:
         raise UserError(
             f"plan `{plan.id}` names {len(names)} network interfaces for {nodes} nodes",
@@ -218,6 +228,19 @@ class RankProgram:
     env: tuple[tuple[str, str], ...]
     per_node: tuple[str, ...] = ()
     """Instead of torchrun: starts the ranks of a node itself, told which by $NODE_RANK."""
+    reads_node: bool = False
+    """It reads NODE_RANK, HEAD_NODE and PORT where there are several nodes."""
+
+    def agent(self, num_ranks: int, meeting: Meeting | None) -> tuple[str, ...]:
+        """What starts the `num_ranks` ranks of one node; `meeting`: of several nodes."""
+        told: tuple[str, ...] = ()
+        if meeting is not None and self.reads_node:
+            told = ("env", f"HEAD_NODE={meeting.head}", f"NODE_RANK={meeting.node_rank}",
+                    f"PORT={meeting.port}")  # fmt: skip
+        if self.per_node:
+            return (*told, *self.per_node)
+        start = torchrun(num_ranks, meeting=meeting, start=self.torchrun)
+        return (*told, *start, *self.argv)
 
 
 def runtime(run_dir: Path, python: str) -> RankProgram:

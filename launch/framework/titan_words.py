@@ -8,6 +8,7 @@ row-major: those of `planner.config`. Source: `torchtitan/distributed/parallel_d
 from collections.abc import Iterator
 
 from launch.framework.base import Need, Refusal
+from launch.framework.library_words import no_placement, recompute_of, unsaid
 from launch.recipe import Recipe
 from planner.config import ParallelConfig
 from planner.plan import Plan
@@ -28,6 +29,12 @@ NEEDS = (
     Need(name="DATASET", meaning="data set by the name that torchtitan knows it by, like c4"),
     Need(name="DATASET_PATH", meaning="folder or file of the data set, or hub", default="hub"),
 )
+_SAID = frozenset({"tie_embeddings", "rope_scaling", "norm_eps", "rope_theta"})
+_SAID_OF_QWEN3 = frozenset(
+    {"qk_norm", "num_experts", "num_experts_per_token", "expert_ffn_hidden_size", "norm_topk",
+     "router_score", "routed_scale", "shared_ffn_hidden_size", "first_dense_layers", "moe_every"}
+)  # fmt: skip
+"""Optional fields of a model that are said, or refused by name."""
 _ROPE = Need(name="ROPE_SCALING_FACTOR", meaning="factor of the model's rope_scaling")
 PATH_LINE = 'export PYTHONPATH="$HERE${PYTHONPATH:+:$PYTHONPATH}"'
 """Where the script's own module is."""
@@ -41,7 +48,7 @@ def needs(model: ModelSpec) -> tuple[Need, ...]:
 def refusals(plan: Plan) -> Iterator[Refusal]:
     """What none of the releases can."""
     yield from _of_model(plan.model)
-    c, placement = plan.chosen.config, plan.chosen.placement
+    c = plan.chosen.config
     if plan.job.precision not in ("bf16", "fp32"):
         yield Refusal(f"no recipe is written for {plan.job.precision}", option="--precision bf16")
     if c.zero == 1:
@@ -50,31 +57,42 @@ def refusals(plan: Plan) -> Iterator[Refusal]:
         yield Refusal("it replicates nothing but whole models without sharding", "zero=2")
     if c.schedule not in _SCHEDULES:
         yield Refusal(f"no schedule {c.schedule} is written for it", "schedule=1f1b")
+    micro = c.num_microbatches(plan.job)
+    if not _divides(c, micro):
+        yield Refusal(f"{micro} micro-batches are none of its {c.schedule}", "schedule=gpipe")
+    if c.cp > 1 and plan.job.seq_len % (2 * c.cp * c.tp):
+        yield Refusal("it cuts a sequence into two parts for each cp and tp rank", "cp=1")
     if c.cp_method in ("ulysses", "hybrid") and c.cp > 1:
         yield Refusal(f"it has no context parallelism by {c.cp_method}", "cp_method=all_gather")
+    if plan.model.num_moe_layers and c.ep == 1 and c.etp != c.tp:
+        yield Refusal("its experts without ep are cut over tp", f"etp={c.tp}")
     if c.ep * c.etp > c.dp_shard * c.cp * c.tp:
         yield Refusal("its expert parallelism stays within one replica", "dp_replicate=1")
     if c.ep_overlap > 1:
         yield Refusal("it exchanges no micro-batch's tokens in chunks", "ep_overlap=1")
     if c.offload != "none":
         yield Refusal(f"it has no offload of {c.offload} alone", "offload=none")
-    if placement.recompute and len(set(placement.recompute)) > 1:
-        yield Refusal("it does not choose layers to recompute", "recompute=full")
-    if placement.experts:
-        yield Refusal("it holds experts in their order, once each: none are placed or copied")
+    yield from no_placement(plan)
+
+
+def _divides(c: ParallelConfig, micro: int) -> bool:
+    """Whether the schedule takes so many micro-batches (torch/distributed/pipelining/schedules.py
+    of torch 2.13)."""
+    if c.pp == 1:
+        return True
+    if c.schedule == "interleaved":
+        return micro % max(1, micro // c.pp) == 0
+    return micro >= {"1f1b": c.pp, "dualpipev": 2 * c.pp}.get(c.schedule, 1)
 
 
 def _of_model(model: ModelSpec) -> Iterator[Refusal]:
     if model.family not in FAMILIES:
         yield Refusal(f"no model of family `{model.family}` is written for it")
         return
-    if model.qkv_bias or model.out_bias or model.ffn_bias:
-        yield Refusal("its models of the family have no biases")
-    if "sliding" in model.attention_pattern:
-        yield Refusal("its models of the family have no sliding windows")
     llama = FAMILIES[model.family] == "llama3"
-    if llama and (model.head_dim * model.num_heads != model.hidden_size or model.qk_norm):
-        yield Refusal("its llama3 has heads of hidden size / heads, without norms")
+    yield from unsaid(model, _SAID | (frozenset() if llama else _SAID_OF_QWEN3))
+    if llama and model.head_dim * model.num_heads != model.hidden_size:
+        yield Refusal("its llama3 has heads of hidden size / heads")
     if model.num_experts and (model.num_dense_layers or model.shared_ffn_hidden_size):
         yield Refusal("its qwen3 has experts in all layers, none of them shared")
     if model.rope_scaling not in ("", "llama3") or (model.rope_scaling and not llama):
@@ -120,11 +138,6 @@ def local_batch(plan: Plan) -> int:
     return config.micro_batch
 
 
-def recompute_of(plan: Plan) -> str:
-    """none, selective or full."""
-    return (plan.chosen.placement.recompute or (plan.chosen.config.recompute,))[0]
-
-
 def schedule_of(recipe: Recipe) -> dict[str, Value]:
     """Fields of the learning rate's schedule."""
     found: dict[str, Value] = {
@@ -139,9 +152,11 @@ def schedule_of(recipe: Recipe) -> dict[str, Value]:
     return found | {"decay_type": "sqrt", "decay_ratio": recipe.wsd_decay_share}
 
 
-def differs(plan: Plan) -> Iterator[str]:
+def differs(plan: Plan, recipe: Recipe) -> Iterator[str]:
     """Where it does otherwise than the plan counts on."""
     config = plan.chosen.config
+    if recipe.weight_decay:
+        yield "weights of norms decay too."
     if config.zero == 0 and config.cp > 1:
         yield "weights are sharded over the ranks of a context-parallel group."
     if config.zero == 2:

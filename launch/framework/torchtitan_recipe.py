@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 
 from launch.framework import titan_words as words
 from launch.framework.base import Emitted, Refusal, check_emittable, in_order_of, refuse
+from launch.framework.library_words import recompute_of
 from launch.framework.titan_words import FAMILIES, Value
 from launch.recipe import Recipe
 from planner.plan import Plan
@@ -56,7 +57,7 @@ def emit(plan: Plan, recipe: Recipe) -> tuple[Plan, Emitted]:
             'DATA=(--dataloader.dataset_path "$DATASET_PATH"); fi',
         ),
         needs=words.needs(plan.model),
-        differs=(*words.differs(plan), *_differs(plan.model)),
+        differs=(*words.differs(plan, recipe), *_differs(plan.model)),
     )
 
 
@@ -68,6 +69,9 @@ def _refusals(plan: Plan) -> Iterator[Refusal]:
         yield Refusal("it has no tensor parallelism of experts", "etp=1")
     if plan.model.num_moe_layers and config.tp > 1 and config.ep % config.tp:
         yield Refusal("its experts are spread over tp too", "tp=1")
+    m = plan.model
+    if m.num_experts and (m.router_score != "softmax" or m.routed_scale != 1.0):
+        yield Refusal("its qwen3 scores experts by softmax, without a factor")
     if plan.model.tie_embeddings and config.pp > 1:
         yield Refusal("tied embeddings go with no pipeline", "pp=1")
 
@@ -76,6 +80,8 @@ def _differs(model: ModelSpec) -> Iterator[str]:
     eps = _EPS[FAMILIES[model.family]]
     if model.norm_eps != eps:
         yield f"norms have an epsilon of {eps:g}, not {model.norm_eps:g}."
+    if model.num_experts:
+        yield "experts are levelled by a bias on their scores, which moves by 1e-3 a step."
     if model.num_experts and not model.norm_topk:
         yield "the chosen experts' weights are divided by their sum."
 
@@ -190,7 +196,7 @@ def _config(plan: Plan, recipe: Recipe, name: str) -> list[str]:
         "        dataloader=HuggingFaceTextDataLoader.Config(),",
         *_call("parallelism", "ParallelismConfig", words.parallelism(plan, "lm_head")),
         *_call("checkpoint", "CheckpointManager.Config", checkpoint),
-        f"        activation_checkpoint={_RECOMPUTE[words.recompute_of(plan)]},",
+        f"        activation_checkpoint={_RECOMPUTE[recompute_of(plan)]},",
         "        metrics=MetricsProcessor.Config(log_freq=1, disable_color_printing=True),",
         f"        debug=DebugConfig(seed={recipe.seed}),",
         "    )",

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from launch.framework import titan_words as words
 from launch.framework.base import Emitted, Refusal, check_emittable, in_order_of, refuse
+from launch.framework.library_words import recompute_of
 from launch.framework.titan_words import FAMILIES, Value
 from launch.recipe import Recipe
 from planner.plan import Plan
@@ -42,7 +43,7 @@ def emit(plan: Plan, recipe: Recipe) -> tuple[Plan, Emitted]:
             'DATA=(--training.dataset_path "$DATASET_PATH"); fi',
         ),
         needs=words.needs(plan.model),
-        differs=tuple(words.differs(plan)),
+        differs=tuple(words.differs(plan, recipe)),
     )
 
 
@@ -50,6 +51,12 @@ def _refusals(plan: Plan) -> Iterator[Refusal]:
     config = plan.chosen.config
     if plan.model.num_moe_layers and config.ep > 1 and config.etp not in (1, config.tp):
         yield Refusal("its etp is 1 or tp", "etp=1")
+    if config.cp == 1 and plan.job.seq_len % (2 * config.tp):
+        yield Refusal("it cuts a sequence into two parts for each tp rank", "tp=1")
+    cut, sharded = config.tp * config.pp > 1, config.dp_shard * config.cp > 1
+    if plan.job.precision == "bf16" and cut and not sharded:
+        # `maybe_enable_amp` of torchtitan/distributed/utils.py.
+        yield Refusal("with tp or pp it trains in bf16 only where it shards weights", "zero=2")
     if plan.model.tie_embeddings and FAMILIES.get(plan.model.family) == "llama3":
         yield Refusal("its llama3 has no tied embeddings")
     if plan.model.tie_embeddings and config.pp > 1:
@@ -68,7 +75,7 @@ def tables(plan: Plan, recipe: Recipe) -> dict[str, dict[str, Value]]:
         "model": {"name": FAMILIES[plan.model.family], "flavor": "planned"},
         "experimental": {"custom_import": "planned_model"},
         "parallelism": parallelism,
-        "activation_checkpoint": {"mode": words.recompute_of(plan), "selective_ac_option": "op"},
+        "activation_checkpoint": {"mode": recompute_of(plan), "selective_ac_option": "op"},
         "training": {
             "local_batch_size": words.local_batch(plan),
             "global_batch_size": job.global_batch,

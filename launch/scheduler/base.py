@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, Self
 
+from launch.framework.native import RankProgram, runtime
 from launch.recipe import Recipe
 from planner.plan import Plan
 
@@ -22,6 +23,12 @@ class Job:
     plan: Plan
     recipe: Recipe
     run_dir: Path
+    program: RankProgram | None = None
+    """What its ranks run; None: the reference runtime."""
+
+    def program_of(self, python: str) -> RankProgram:
+        """What its ranks run, the reference runtime with that interpreter."""
+        return self.program or runtime(self.run_dir, python)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,15 +18,7 @@ from typing import Any, Literal, get_args
 
 import yaml
 
-from launch.framework.native import (
-    DEFAULT_PORT,
-    WORKER_ENV,
-    Meeting,
-    agents_of,
-    check_alike,
-    torchrun,
-    worker,
-)
+from launch.framework.native import DEFAULT_PORT, Meeting, agents_of, check_alike
 from launch.scheduler.base import Job
 from profiler.errors import UserError
 
@@ -43,7 +35,7 @@ class PodOptions:
     """What the user chooses of the pods."""
 
     image: str
-    """With meshwright and torch installed."""
+    """With meshwright and torch installed, or the framework that the job is for."""
     claim: str
     """PersistentVolumeClaim that all pods mount."""
     mount: Path
@@ -63,10 +55,12 @@ def manifest_text(manifest: Manifest, job: Job, how: PodOptions, name: str) -> s
         )
     check_alike(job.plan, "Kubernetes", "launch it with `--on ssh` or `--on slurm`")
     if not job.run_dir.is_relative_to(how.mount):
+        of, option = f"of runs `{job.run_dir.parent}`", "--runs"
+        if job.program is not None:
+            of, option = f"`{job.run_dir}`", "-o"
         raise UserError(
-            f"the folder of runs `{job.run_dir.parent}` is not in `{how.mount}`, where the claim "
-            f"`{how.claim}` is mounted",
-            hint="`--claim NAME:PATH` mounts it elsewhere, `--runs` names another folder",
+            f"the folder {of} is not in `{how.mount}`, where the claim `{how.claim}` is mounted",
+            hint=f"`--claim NAME:PATH` mounts it elsewhere, `{option}` names another folder",
         )
     made = {"pytorchjob": _pytorchjob, "jobset": _jobset, "trainjob": _trainjob}[manifest]
     documents = made(job, how, name, len(agents))
@@ -100,9 +94,11 @@ def _container(job: Job, how: PodOptions, name: str) -> Plain:
     made: Plain = {
         "name": name,
         "image": how.image,
-        "env": [{"name": key, "value": value} for key, value in WORKER_ENV],
+        "env": [{"name": key, "value": value} for key, value in job.program_of(how.python).env],
         "volumeMounts": [{"name": _VOLUME, "mountPath": str(how.mount)}],
     }
+    if not made["env"]:
+        del made["env"]
     if limits := _limits(job):
         made["resources"] = {"limits": limits}
     return made
@@ -116,12 +112,8 @@ def _limits(job: Job) -> Plain:
 
 
 def _command(job: Job, how: PodOptions, meeting: Meeting) -> list[str]:
-    start = torchrun(
-        agents_of(job.plan)[0].num_ranks,
-        meeting=meeting if meeting.num_nodes > 1 else None,
-        python=how.python,
-    )
-    return [*start, *worker(job.run_dir)]
+    program, num_ranks = job.program_of(how.python), agents_of(job.plan)[0].num_ranks
+    return [*program.agent(num_ranks, meeting if meeting.num_nodes > 1 else None)]
 
 
 def _pytorchjob(job: Job, how: PodOptions, name: str, num_nodes: int) -> list[Plain]:

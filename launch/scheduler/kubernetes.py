@@ -50,7 +50,8 @@ class Kubernetes:
 
     def files(self, job: Job) -> dict[str, str]:
         """job.yaml"""
-        return {FILE_NAME: manifest_text(self.manifest, job, self.pods, job.run_dir.name)}
+        name = job.run_dir.name if job.program is None else job.plan.id
+        return {FILE_NAME: manifest_text(self.manifest, job, self.pods, name)}
 
     def run(self, job: Job, on_line: OnLine, on_job: OnLine) -> Ended:
         """Create and wait."""

@@ -12,15 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from launch.framework.native import (
-    Meeting,
-    RankProgram,
-    agents_of,
-    nodes_of,
-    runtime,
-    shell_words,
-    torchrun,
-)
+from launch.framework.native import Meeting, agents_of, nodes_of, shell_words
 from launch.scheduler.base import LOG_NAME, Job
 from profiler.errors import UserError
 
@@ -40,12 +32,6 @@ class ScriptOptions:
     """Of each rank; empty: nodes in Slurm's order."""
     options: tuple[str, ...] = ()
     """Long options of sbatch, `partition=x`; they win over ours."""
-    program: RankProgram | None = None
-    """What runs; None: the reference runtime."""
-
-    def program_of(self, job: Job) -> RankProgram:
-        """What runs in the job."""
-        return self.program or runtime(job.run_dir, self.python)
 
 
 def check_options(options: Sequence[str]) -> None:
@@ -119,7 +105,7 @@ def _body(job: Job, how: ScriptOptions, places: Sequence[str], per_node: int) ->
         'printf "%s\\n" "${tasks[@]}" > "$run/hosts"',
         'export SLURM_HOSTFILE="$run/hosts" HEAD_NODE="${tasks[0]}"',
         "export PORT=$((20000 + SLURM_JOB_ID % 20000))",
-        *(f"export {key}={shlex.quote(value)}" for key, value in how.program_of(job).env),
+        *(f"export {key}={shlex.quote(value)}" for key, value in job.program_of(how.python).env),
         f"for attempt in {' '.join(str(k) for k in range(attempts))}; do",
         f"  srun --distribution=arbitrary --ntasks={len(places)} --kill-on-bad-exit=1 \\",
         f"    --cpu-bind=none bash -c {shlex.quote(_task(job, how, per_node))}",
@@ -132,7 +118,7 @@ def _body(job: Job, how: ScriptOptions, places: Sequence[str], per_node: int) ->
 
 def _task(job: Job, how: ScriptOptions, per_node: int) -> str:
     """What each task runs, in a shell that knows its number."""
-    program = how.program_of(job)
+    program = job.program_of(how.python)
     if how.tasks == "rank" and program.per_node:
         raise UserError(
             "this framework's launcher starts the ranks of a node itself",
@@ -144,12 +130,9 @@ def _task(job: Job, how: ScriptOptions, per_node: int) -> str:
             "MASTER_ADDR=$HEAD_NODE MASTER_PORT=$PORT "
         )
         argv = (*program.interpreter, *program.argv)
-    elif program.per_node:
-        names, argv = "env NODE_RANK=$SLURM_PROCID ", program.per_node
     else:
         names = ""
         num_nodes = len(agents_of(job.plan))
         meeting = Meeting(num_nodes=num_nodes, node_rank="$SLURM_PROCID", port="$PORT")
-        among = meeting if num_nodes > 1 else None
-        argv = (*torchrun(per_node, meeting=among, start=program.torchrun), *program.argv)
+        argv = program.agent(per_node, meeting if num_nodes > 1 else None)
     return f"exec {names}{shell_words(argv)}"

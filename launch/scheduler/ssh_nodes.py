@@ -17,16 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from launch.framework.native import (
-    DEFAULT_PORT,
-    WORKER_ENV,
-    Agent,
-    Command,
-    Meeting,
-    agents_of,
-    torchrun,
-    worker,
-)
+from launch.framework.native import DEFAULT_PORT, Agent, Command, Meeting, agents_of
 from launch.scheduler import local
 from launch.scheduler.base import LOG_NAME, Ended, Job, OnLine, SchedulerName
 from launch.scheduler.hosts import Host, hosts_of_plan
@@ -79,7 +70,7 @@ class SshNodes:
     def files(self, job: Job) -> dict[str, str]:
         """commands.txt, a line for each host."""
         lines = [
-            f"{host.name}: env {self._agent(job, agent, rank).text}\n"
+            f"{host.name}: {self._agent(job, agent, rank).typed}\n"
             for rank, (host, agent) in enumerate(self._chosen(job.plan))
         ]
         return {"commands.txt": "".join(lines)}
@@ -114,12 +105,9 @@ class SshNodes:
             head=self.head or chosen[0][0].address,
             port=str(self.port),
         )
-        start = torchrun(
-            agent.num_ranks,
-            meeting=meeting if len(chosen) > 1 else None,
-            python=self.ssh.python,
-        )
-        return Command(argv=(*start, *worker(job.run_dir)), env=WORKER_ENV)
+        program = job.program_of(self.ssh.python)
+        argv = program.agent(agent.num_ranks, meeting if len(chosen) > 1 else None)
+        return Command(argv=argv, env=program.env)
 
 
 @contextlib.contextmanager

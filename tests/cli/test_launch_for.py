@@ -93,7 +93,9 @@ def test_slurm_starts_the_script_on_the_planned_nodes(meshwright, tmp_path):
     emitted(meshwright, plan, "--for", "megatron", *slurm, "-o", "out")
     job = Path("out/job.sh").read_text()
     assert "tasks=(beta alpha)" in job
-    assert f"exec bash {tmp_path}/out/train.sh torchrun --nnodes=2 --nproc-per-node=2" in job
+    assert (
+        f'"PORT=$PORT" bash {tmp_path}/out/train.sh torchrun --nnodes=2 --nproc-per-node=2' in job
+    )
     mixed = plan_of(
         "llama3-8b", "h100-2x2", dp_shard=4, zero=1, placement={"devices": (0, 2, 1, 3)}
     )
@@ -116,7 +118,7 @@ def test_json_is_one_document(meshwright):
     ("degrees", "args", "code", "message", "hint"),
     [
         ({"tp": 4}, ("--for", "jax"), 1, "`--for jax` is not known", "one of megatron, megatron-bridge, torchtitan"),
-        ({"tp": 4}, ("--for", "megatron", "--on", "ssh", "--hosts", "hosts"), 1, "`--for` does not go with `--on ssh`", "--on slurm"),
+        ({"tp": 4}, ("--for", "megatron", "--on", "kubernetes", "--image", "i", "--claim", "c:/shared"), 1, "is not in `/shared`, where the claim `c` is mounted", "`-o` names another folder"),
         ({"tp": 4}, ("-o", "x"), 2, "--out goes with --for", None),
         ({"pp": 4, "schedule": "gpipe"}, ("--for", "megatron"), 1, "does not run layout `tp1 pp4 dp1 mbs1` of `llama3-8b`: it has no schedule gpipe", "--pin schedule=1f1b"),
     ],
@@ -136,7 +138,7 @@ def test_refusals(degrees, args, code, message, hint, meshwright):
     [
         ("megatron-bridge", ("mixtral-8x7b", "h100-1x8", {"tp": 2, "dp_shard": 4, "zero": 1, "ep": 8}), ["planned.py"]),
         ("torchtitan", ("llama3-8b", "h100-1x4", {"dp_shard": 4, "zero": 3}), ["planned.py"]),
-        ("torchtitan-0.2", ("llama3-8b", "h100-1x4", {"tp": 2, "pp": 2}), ["plan.toml", "planned_model.py"]),
+        ("torchtitan-0.2", ("llama3-8b", "h100-1x4", {"pp": 2, "dp_shard": 2, "zero": 2}), ["plan.toml", "planned_model.py"]),
         ("deepspeed", ("llama3-8b", "h100-1x4", {"dp_shard": 4, "zero": 2}), ["deepspeed.json"]),
         ("accelerate", ("llama3-8b", "h100-1x4", {"dp_shard": 4, "zero": 3}), ["accelerate.yaml"]),
         ("nanotron", ("llama3-8b", "h100-1x4", {"tp": 2, "pp": 2}), ["nanotron.yaml"]),
@@ -160,10 +162,40 @@ def test_a_launcher_of_its_own_is_told_its_node(meshwright, tmp_path):
     )
     slurm = ("--on", "slurm", "--python", "python3", "-o", "out")
     emitted(meshwright, plan, "--for", "accelerate", *slurm)
-    assert (
-        f"exec env NODE_RANK=$SLURM_PROCID bash {tmp_path}/out/train.sh"
-        in Path("out/job.sh").read_text()
-    )
+    told = 'exec env "HEAD_NODE=$HEAD_NODE" "NODE_RANK=$SLURM_PROCID" "PORT=$PORT" bash'
+    assert f"{told} {tmp_path}/out/train.sh" in Path("out/job.sh").read_text()
     refused = meshwright("launch", "plan.json", "--for", "accelerate", *slurm, "--tasks", "rank")
     assert (refused.code, refused.out) == (1, "")
     assert "starts the ranks of a node itself" in refused.err
+
+
+@pytest.mark.parametrize("name", ["megatron", "accelerate"])
+@pytest.mark.parametrize("on", ["ssh", "pytorchjob", "jobset", "trainjob"])
+def test_hosts_and_pods_run_the_script(on, name, meshwright, golden, tmp_path):
+    """The same start as a native job's, with the framework's script in its place."""
+    Path("hosts").write_text("alpha\nbeta\n")
+    options = ("--on", "ssh", "--hosts", "hosts")
+    if on != "ssh":
+        options = ("--on", "kubernetes", "--manifest", on, "--image", "registry/megatron:1")
+        options += ("--claim", f"shared:{tmp_path}", "--namespace", "team")
+    plan = plan_of("llama3-8b", "h100-2x2", dp_shard=4, zero=3)
+    result, _ = emitted(
+        meshwright, plan, "--for", name, *options, "--python", "python3", "-o", "out"
+    )
+    file = Path("out", "commands.txt" if on == "ssh" else "job.yaml")
+    text = file.read_text().replace(plan.id, "p-1").replace(str(tmp_path), "/shared")
+    golden(f"emitted/{name}-{on}{file.suffix}", text)
+    if on == "ssh":
+        assert "Start it, on each host its line:\n    alpha: env HEAD_NODE=alpha" in result.err
+    else:
+        assert f"kubectl create -f {tmp_path}/out/job.yaml" in result.err
+
+
+def test_a_host_that_inherits_nothing_reads_the_settings(meshwright, tmp_path):
+    emitted(meshwright, megatron_plan("zero1"), "--for", "megatron", "-o", "out")
+    settings = tmp_path / "out" / "settings.sh"
+    settings.write_text("MEGATRON=/m\nDATA_PATH=mock\n")
+    done = run_script(tmp_path / "out", "echo")
+    assert (done.returncode, done.stdout.split()[0]) == (0, "/m/pretrain_gpt.py")
+    settings.unlink()
+    assert run_script(tmp_path / "out", "echo").returncode == 2

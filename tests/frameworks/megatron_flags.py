@@ -1,8 +1,8 @@
 """`python -m tests.frameworks.megatron_flags`: list the arguments of the installed Megatron-LM.
 
-It needs megatron-core of the release that `launch.framework.megatron` names (Python 3.12, torch,
-triton, omegaconf), whose wheel has `megatron.training.arguments`. The list is what unit tests check
-emitted arguments against, without it.
+It needs megatron-core of the release that `launch.framework.megatron` names, on the path; what it
+imports of a GPU's is left out (`megatron_on_cpu`). The list is what unit tests check emitted
+arguments against, without it.
 """
 
 import argparse
@@ -38,4 +38,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    from tests.frameworks.megatron_on_cpu import on_cpu
+
+    on_cpu()
     main()

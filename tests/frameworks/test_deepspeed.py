@@ -1,34 +1,47 @@
-"""DeepSpeed's own configuration class on what is emitted. It is built from source by pip, so it is
-not among what `make` installs: `pip install deepspeed==0.19.8` to run these."""
+"""DeepSpeed's own configuration class on what is emitted."""
 
 import json
 
 import pytest
 
-pytest.importorskip("deepspeed", reason="deepspeed is not installed")
-from deepspeed import comm
-from deepspeed.runtime.config import DeepSpeedConfig
-
 from launch.framework import deepspeed
 from launch.recipe import recipe_of
 from tests.emitted import DEEPSPEED, deepspeed_plan
+from tests.frameworks.installed import ask, needs
 
-pytestmark = [pytest.mark.distributed, pytest.mark.filterwarnings("default")]
+RELEASE = "deepspeed-0.19.8"
+pytestmark = [pytest.mark.distributed, needs(RELEASE)]
+BUILD = """
+import json, sys
+from deepspeed import comm
+from deepspeed.runtime.config import DeepSpeedConfig
+from deepspeed.runtime.lr_schedules import VALID_LR_SCHEDULES
+built = []
+for content, num_replicas in json.load(sys.stdin):
+    comm.get_rank = lambda *args: 0
+    comm.get_world_size = lambda *args, n=num_replicas: n
+    c = DeepSpeedConfig(content)
+    built.append([
+        c.train_batch_size, c.train_micro_batch_size_per_gpu, c.gradient_accumulation_steps,
+        c.zero_optimization_stage, c.gradient_clipping, c.grad_accum_dtype,
+        c.tensor_parallel_config.autotp_size, c.pipeline["stages"],
+        c.optimizer_name, c.scheduler_name in VALID_LR_SCHEDULES,
+    ])
+print()
+print(json.dumps(built))
+"""
 
 
-@pytest.mark.parametrize("name", DEEPSPEED)
-def test_its_configuration_is_built(name, monkeypatch):
-    plan = deepspeed_plan(name)
-    config = plan.chosen.config
-    _, emitted = deepspeed.emit(plan, recipe_of({"clip_norm": 1.0}))
-    monkeypatch.setattr(comm, "get_rank", lambda *args: 0)
-    monkeypatch.setattr(comm, "get_world_size", lambda *args: config.num_replicas)
-    built = DeepSpeedConfig(json.loads(emitted.files["deepspeed.json"]))
-    assert built.train_batch_size == plan.job.global_batch
-    assert built.train_micro_batch_size_per_gpu == config.micro_batch
-    assert built.gradient_accumulation_steps == config.num_microbatches(plan.job)
-    assert built.zero_optimization_stage == config.zero
-    assert built.gradient_clipping == 1.0
-    assert built.tensor_parallel_config.autotp_size in (0, config.tp)
-    if config.pp > 1:
-        assert built.pipeline["stages"] == config.pp
+def test_its_configuration_is_built():
+    recipe = recipe_of({"clip_norm": 1.0, "lr_schedule": "cosine"})
+    plans = [deepspeed_plan(name) for name in DEEPSPEED]
+    contents = [
+        json.loads(deepspeed.emit(plan, recipe)[1].files["deepspeed.json"]) for plan in plans
+    ]
+    given = [(c, p.chosen.config.num_replicas) for c, p in zip(contents, plans, strict=True)]
+    for plan, built in zip(plans, ask(RELEASE, "-c", BUILD, given=given), strict=True):
+        c = plan.chosen.config
+        assert built == [
+            plan.job.global_batch, c.micro_batch, c.num_microbatches(plan.job), c.zero, 1.0, "fp32",
+            c.tp if c.tp > 1 else 0, c.pp if c.pp > 1 else "auto", "adamw", True,
+        ]  # fmt: skip

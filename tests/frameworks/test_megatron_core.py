@@ -1,7 +1,6 @@
 """Megatron-Core itself on what is emitted: its configuration takes it, and it puts ranks together
 as the plan does. No GPU, no process."""
 
-import importlib.util
 import random
 
 import numpy as np
@@ -20,7 +19,6 @@ from launch.recipe import recipe_of
 from planner.config import ParallelConfig
 from tests.emitted import MEGATRON, megatron_plan
 from tests.frameworks.megatron_config import config_of
-from tests.frameworks.megatron_flags import PATH
 from tests.unit.test_megatron import options_of
 
 pytestmark = pytest.mark.distributed
@@ -87,13 +85,3 @@ def test_the_pipeline_inside_the_replicas():
     found = RankGenerator(tp=4, ep=1, dp=2, pp=2, cp=1, order="tp-cp-ep-pp-dp").get_ranks("pp")
     grid = np.arange(16).reshape(2, 2, 4)
     assert {frozenset(g) for g in found} == groups(grid, [1])
-
-
-def test_the_list_is_that_of_the_installed_release():
-    if importlib.util.find_spec("megatron.training") is None:
-        pytest.skip("this wheel of megatron-core has no megatron.training (Python 3.12 has)")
-    import json
-
-    from tests.frameworks.megatron_flags import arguments
-
-    assert json.loads(PATH.read_text(encoding="utf-8")) == arguments()

@@ -1,45 +1,22 @@
 """torchtitan itself on what is emitted: 0.2's parser takes the TOML and its trainer trains with it;
-0.3's parser takes the recipe. torchtitan brings 300 MB of libraries that nothing else here needs,
-so it is not among what `make` installs: `pip install torchtitan==0.2.2`, or 0.3.0, to run these."""
+0.3's parser takes the recipe."""
 
 import json
-import os
 import re
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import pytest
 
-from launch.framework import torchtitan_recipe, torchtitan_toml
 from launch.framework.emitters import write
 from launch.recipe import recipe_of
 from tests.emitted import TITAN, plan_of, titan_plan
+from tests.frameworks.installed import ask, environment, needs
+from tests.frameworks.torchtitan_fields import path_of
 
 pytestmark = pytest.mark.distributed
-ROOT = Path(__file__).resolve().parents[2]
-try:
-    RELEASE = f"torchtitan {version('torchtitan')}"
-except PackageNotFoundError:
-    RELEASE = ""
-OLD = pytest.mark.skipif(
-    torchtitan_toml.RELEASE != RELEASE, reason=f"{torchtitan_toml.RELEASE} is not installed"
-)
-NEW = pytest.mark.skipif(
-    torchtitan_recipe.RELEASE != RELEASE, reason=f"{torchtitan_recipe.RELEASE} is not installed"
-)
+OLD, NEW = "torchtitan-0.2.2", "torchtitan-0.3.0"
 TINY = {"batch": 8, "seq_len": 64, "precision": "fp32"}
-
-
-def python(code, folder, *args):
-    path = os.pathsep.join([str(folder), str(ROOT), os.environ.get("PYTHONPATH", "")])
-    env = {**os.environ, "PYTHONPATH": path, "ROPE_SCALING_FACTOR": "8"}
-    done = subprocess.run(
-        [sys.executable, "-c", code, *args], capture_output=True, text=True, env=env, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def files_of(name, plan, folder, **recipe):
@@ -49,35 +26,40 @@ def files_of(name, plan, folder, **recipe):
     return written
 
 
-PARSE_TOML = """
+PARSE = """
 import json, sys
+from dataclasses import asdict
 from tests.frameworks.titan_on_cpu import on_cpu
 on_cpu()
-from torchtitan.config import ConfigManager
-config = ConfigManager().parse_args(["--job.config_file", sys.argv[1]])
-import planned_model
-from torchtitan.protocols.train_spec import get_train_spec
-from dataclasses import asdict
-args = get_train_spec(config.model.name).model_args[config.model.flavor]
 import torch
-with torch.device("meta"):
-    args.update_from_config(config)
-    model = get_train_spec(config.model.name).model_cls(args)
-number = sum(p.numel() for p in set(model.parameters()))
-print(json.dumps([asdict(config.parallelism), asdict(config.training), number]))
-"""
-PARSE_RECIPE = """
-import json
-from tests.frameworks.titan_on_cpu import on_cpu
-on_cpu()
 from torchtitan.config import ConfigManager
-config = ConfigManager().parse_args(["--module", "planned", "--config", "planned"])
-import torch
-with torch.device("meta"):
-    model = config.model_spec.model.build()
-from dataclasses import asdict
-number = sum(p.numel() for p in set(model.parameters()))
-print(json.dumps([asdict(config.parallelism), asdict(config.training), number]))
+
+def of_toml(folder):
+    config = ConfigManager().parse_args(["--job.config_file", f"{folder}/plan.toml"])
+    import planned_model  # as its trainer does
+    from torchtitan.protocols.train_spec import get_train_spec
+    spec = get_train_spec(config.model.name)
+    args = spec.model_args[config.model.flavor]
+    with torch.device("meta"):
+        args.update_from_config(config)
+        return config, spec.model_cls(args)
+
+def of_recipe(folder):
+    config = ConfigManager().parse_args(["--module", "planned", "--config", "planned"])
+    with torch.device("meta"):
+        return config, config.model_spec.model.build()
+
+found = []
+for folder in sys.argv[2:]:
+    sys.path.insert(0, folder)
+    config, model = {"toml": of_toml, "recipe": of_recipe}[sys.argv[1]](folder)
+    number = sum(p.numel() for p in set(model.parameters()))
+    found.append([asdict(config.parallelism), asdict(config.training), number])
+    sys.path.remove(folder)
+    for name in ("planned", "planned_model"):
+        sys.modules.pop(name, None)
+from tests.frameworks.torchtitan_fields import fields
+print(json.dumps([found, fields()]))
 """
 
 
@@ -94,23 +76,29 @@ def check(plan, parallelism, training, num_params):
     assert len(parts) == (config.num_stages if config.pp > 1 else 0)
 
 
-@OLD
-@pytest.mark.parametrize("name", TITAN)
-def test_its_parser_takes_the_toml_and_its_model_is_the_planned_one(name, tmp_path):
-    plan = titan_plan(name)
-    files_of("torchtitan-0.2", plan, tmp_path)
-    check(plan, *python(PARSE_TOML, tmp_path, str(tmp_path / "plan.toml")))
+@pytest.mark.parametrize(
+    ("framework", "release", "kind"),
+    [
+        pytest.param("torchtitan-0.2", OLD, "toml", marks=needs(OLD)),
+        pytest.param("torchtitan", NEW, "recipe", marks=needs(NEW)),
+    ],
+)
+def test_its_parser_takes_the_file_and_its_model_is_the_planned_one(
+    framework, release, kind, tmp_path
+):
+    plans = {name: titan_plan(name) for name in TITAN}
+    for name, plan in plans.items():
+        (tmp_path / name).mkdir()
+        files_of(framework, plan, tmp_path / name)
+    folders = [str(tmp_path / name) for name in plans]
+    found, fields = ask(release, "-c", PARSE, kind, *folders, ROPE_SCALING_FACTOR="8")
+    for plan, read in zip(plans.values(), found, strict=True):
+        check(plan, *read)
+    known = path_of(release.replace("-", " ")).read_text(encoding="utf-8")
+    assert fields == json.loads(known)  # which unit tests check emitted fields against
 
 
-@NEW
-@pytest.mark.parametrize("name", TITAN)
-def test_its_parser_takes_the_recipe_and_its_model_is_the_planned_one(name, tmp_path):
-    plan = titan_plan(name)
-    files_of("torchtitan", plan, tmp_path)
-    check(plan, *python(PARSE_RECIPE, tmp_path))
-
-
-@OLD
+@needs(OLD)
 @pytest.mark.parametrize(
     "degrees", [{"dp_shard": 2, "zero": 3, "recompute": "full"}, {"pp": 2}], ids=["fsdp", "pp"]
 )
@@ -122,13 +110,12 @@ def test_it_trains_with_what_is_emitted(degrees, tmp_path):
     script = tmp_path / "train.sh"
     text = script.read_text().replace("-m torchtitan.train", "-m tests.frameworks.titan_on_cpu")
     script.write_text(text)
-    env = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-        "TOKENIZER": str(write_tokenizer(tmp_path / "tokenizer")),
-        "DATASET": "c4_test",
-        "DATASET_PATH": str(write_data(tmp_path / "data")),
-    }
+    env = environment(
+        OLD,
+        TOKENIZER=str(write_tokenizer(tmp_path / "tokenizer")),
+        DATASET="c4_test",
+        DATASET_PATH=str(write_data(tmp_path / "data")),
+    )
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
         ["bash", str(script), *torchrun], capture_output=True, text=True, env=env, cwd=tmp_path

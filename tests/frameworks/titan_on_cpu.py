@@ -1,8 +1,9 @@
 """`python -m tests.frameworks.titan_on_cpu ARGUMENTS`: torchtitan's trainer on this machine.
 
 torchtitan takes the machine for a CUDA one where torch has no accelerator, imports triton for
-kernels of experts, and asks for a reduction that gloo lacks. This says "cpu" where it asks torch
-for the device, answers what it asks of one, and leaves its training as it is.
+kernels of experts and TensorBoard for pictures, and asks for a reduction that gloo lacks. This says
+"cpu" where it asks torch for the device, answers what it asks of one, and leaves its training as it
+is.
 """
 
 import importlib.abc
@@ -48,6 +49,8 @@ class _Device:
 def on_cpu():
     """Make torch answer as torchtitan's device."""
     sys.meta_path.insert(0, _NoTriton())
+    sys.modules["torch.utils.tensorboard"] = board = types.ModuleType("torch.utils.tensorboard")
+    board.SummaryWriter = MagicMock()
     torch._utils._get_available_device_type = lambda: "cpu"
     torch.cpu.current_device = lambda: 0
     torch.cpu.get_device_properties = lambda device=None: _Device

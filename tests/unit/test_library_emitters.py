@@ -48,6 +48,33 @@ def test_deepspeed_batches_add_up(name):
     assert found.get("pipeline", {"stages": 1})["stages"] == plan.chosen.config.pp
 
 
+def test_deepspeed_sums_gradients_in_fp32_and_has_a_schedule():
+    recipe = recipe_of({"lr_schedule": "cosine", "lr_warmup_steps": 3})
+    _, emitted = deepspeed.emit(deepspeed_plan("zero3"), recipe)
+    found = json.loads(emitted.files["deepspeed.json"])
+    assert found["data_types"] == {"grad_accum_dtype": "fp32"}
+    assert found["scheduler"]["type"] == "WarmupCosineLR"
+    assert found["scheduler"]["params"]["warmup_num_steps"] == 3
+    plain = plan_of("llama3-8b", "h100-1x8", dp_replicate=8)
+    _, emitted = deepspeed.emit(plain, recipe_of({"lr_schedule": "wsd"}))
+    found = json.loads(emitted.files["deepspeed.json"])
+    assert not {"data_types", "scheduler"} & set(found)
+    said = " ".join(emitted.differs)
+    assert "gradients are summed in bf16" in said
+    assert "it has no wsd" in said
+
+
+def test_nanotron_is_told_of_the_data_and_of_what_decays():
+    """Else it asserts that the data's vocabulary, which it does not know, is the model's."""
+    _, emitted = nanotron.emit(nanotron_plan("tp-pp"), recipe_of({"lr_schedule": "cosine"}))
+    found = yaml.safe_load(emitted.files["nanotron.yaml"])
+    dataset = found["data_stages"][0]["data"]["dataset"]
+    assert dataset["vocab_size"] == 128256
+    assert dataset["tokenizer_name"] == found["tokenizer"]["tokenizer_name_or_path"]
+    assert found["optimizer"]["weight_decay_exclude_named_params"] == [".*norm.*", ".*bias"]
+    assert found["optimizer"]["learning_rate_scheduler"]["lr_decay_steps"] == 12
+
+
 def test_deepspeed_offloads():
     _, emitted = deepspeed.emit(deepspeed_plan("zero3"), recipe_of({}))
     zero = json.loads(emitted.files["deepspeed.json"])["zero_optimization"]
@@ -89,7 +116,7 @@ def test_nanotron_keys_are_its_own(name, recipe):
 @pytest.mark.parametrize(
     ("emit", "degrees", "why", "hint"),
     [
-        (deepspeed.emit, {"cp": 8}, "its configuration has no cp", "--pin cp=1"),
+        (deepspeed.emit, {"cp": 8}, "its file has no cp", "--pin cp=1"),
         (deepspeed.emit, {"pp": 2, "tp": 4}, "AutoTP goes with no pipeline", "--pin pp=1"),
         (deepspeed.emit, {"pp": 2, "dp_shard": 4, "zero": 2}, "ZeRO 1 at most", "--pin zero=1"),
         (deepspeed.emit, {"tp": 2, "dp_shard": 4, "zero": 3}, "AutoTP takes ZeRO 2", "--pin zero=2"),
@@ -101,6 +128,7 @@ def test_nanotron_keys_are_its_own(name, recipe):
         (accelerate.emit, {"dp_shard": 8, "zero": 3, "recompute": "selective"}, "whole layers or none", "--pin recompute=full"),
         (nanotron.emit, {"dp_shard": 8, "zero": 3}, "its ZeRO is of stage 1", "--pin zero=1"),
         (nanotron.emit, {"pp": 4, "vpp": 2, "schedule": "interleaved", "tp": 2}, "it has no vpp; it has no schedule interleaved", "--pin vpp=1,schedule=1f1b"),
+        (nanotron.emit, {"pp": 8, "batch": 4}, "its 1f1b takes 7 micro-batches at least", "--pin schedule=gpipe"),
         (nanotron.emit, {"cp": 8}, "it has no cp", "--pin cp=1"),
     ],
 )  # fmt: skip

@@ -7,10 +7,11 @@ from dataclasses import replace as changed
 
 import pytest
 
-from launch.framework import megatron
+from launch.framework import megatron, megatron_model
 from launch.framework.base import Need, array
 from launch.recipe import recipe_of
 from planner.config import ExpertSlots
+from profiler.catalog import resolve_model
 from profiler.errors import UserError
 from tests.emitted import MEGATRON, megatron_plan, plan_of
 from tests.frameworks.megatron_flags import PATH
@@ -157,3 +158,56 @@ def test_selective_recomputation_of_experts_in_low_precision():
         degrees = {"tp": 2, "dp_shard": 4, "zero": 1, "recompute": "selective"}
         plan = plan_of("mixtral-8x7b", "h100-1x8", precision=precision, **degrees)
         assert value(options_of(plan, recipe_of({})), "--recompute-modules") == modules
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "why"),
+    [
+        ("mixtral-8x7b", {"num_experts_per_token": 1}, "weight of a single expert"),
+        ("mixtral-8x7b", {"router_bias": True}, "a router's bias with softmax"),
+        ("llama3-8b", {"value_head_dim": 64}, "value heads of another width"),
+        ("gpt3-175b", {"num_mtp_layers": 1}, "MTP with learned positions"),
+    ],
+)
+def test_models_that_it_raises_for_are_refused(model, changes, why):
+    odd = changed(resolve_model(model), **changes)
+    assert [r.why for r in megatron_model.refusals(odd) if why in r.why]
+
+
+@pytest.mark.parametrize(
+    ("model", "degrees", "why", "hint"),
+    [
+        ("llama3-8b", {"pp": 4, "vpp": 2, "schedule": "interleaved", "batch": 6}, "micro-batches by 4", "--pin schedule=1f1b"),
+        ("llama3-8b", {"dp_replicate": 8, "offload": "optimizer"}, "offloads the distributed optimizer", "--pin zero=1"),
+        ("mixtral-8x7b", {"dp_replicate": 2, "dp_shard": 4, "zero": 1, "ep": 8}, "as many instances", "--pin dp_replicate=1"),
+    ],
+)  # fmt: skip
+def test_layouts_that_it_raises_for_are_refused(model, degrees, why, hint):
+    with pytest.raises(UserError, match=why) as caught:
+        megatron.emit(plan_of(model, "h100-1x8", **degrees), recipe_of({}))
+    assert hint in caught.value.hint
+
+
+def test_one_replica_offloads_its_optimizer_too():
+    """Which Megatron takes of the distributed optimizer alone."""
+    options = options_of(plan_of("llama3-8b", "h100-1x8", tp=8, offload="optimizer"), recipe_of({}))
+    assert value(options, "--use-distributed-optimizer") == []
+
+
+def test_the_seed_and_the_end_of_the_warm_up_are_what_it_takes():
+    plan = megatron_plan("zero1")
+    assert value(options_of(plan, recipe_of({})), "--seed") == ["1"]
+    assert value(options_of(plan, recipe_of({"seed": 7})), "--seed") == ["7"]
+    assert (
+        "the seed is 1, the least that it takes." in megatron.emit(plan, recipe_of({}))[1].differs
+    )
+    all_warm = options_of(plan, recipe_of({"lr_warmup_steps": 12}))
+    assert value(all_warm, "--lr-decay-iters") == ["13"]
+
+
+def test_how_groups_of_experts_are_chosen_is_said():
+    plan = megatron_plan("moe-mla")
+    say = "a group of experts is chosen by"
+    assert not [s for s in megatron.emit(plan, recipe_of({}))[1].differs if say in s]
+    fewer = changed(plan, model=changed(plan.model, num_experts_per_token=4))
+    assert f"{say} its 1 best scores, not by 2." in megatron.emit(fewer, recipe_of({}))[1].differs
