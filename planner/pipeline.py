@@ -2,6 +2,7 @@
 
 from planner.config import ParallelConfig, Placement
 from planner.schedules import Table, owners, parse_table, stage_owner, table_of
+from profiler.model import ModelSpec
 
 
 def owners_of(config: ParallelConfig, placement: Placement) -> tuple[int, ...]:
@@ -9,6 +10,16 @@ def owners_of(config: ParallelConfig, placement: Placement) -> tuple[int, ...]:
     if config.schedule == "table":
         return owners(parse_table(placement.table))
     return stage_owner(config.schedule, config.pp, config.vpp)
+
+
+def moe_ranks(model: ModelSpec, config: ParallelConfig, placement: Placement) -> tuple[int, ...]:
+    """MoE layer -> pipeline rank."""
+    owner = {
+        block: rank
+        for rank, (first, end) in zip(owners_of(config, placement), placement.stages, strict=True)
+        for block in range(first, end)
+    }
+    return tuple(owner[block] for block, kind in enumerate(model.blocks) if kind == "moe")
 
 
 def table_for(config: ParallelConfig, placement: Placement, num_microbatches: int) -> Table:
