@@ -10,16 +10,18 @@ the look, with backward at twice that:
 The rest of the objective, exchanges over the profile's links, is `planner.routed_places`.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from launch.expert_looks import ExpertLook, append, cut
 from launch.recipe import Recipe
 from launch.runtime.expert_meter import ExpertMeter
 from launch.runtime.expert_moves import layers_of, move_experts
 from launch.runtime.trainer import Trainer
-from planner.expert_moves import Experts
+from planner.expert_moves import Experts, placed_experts
 from planner.plan import Plan
 from planner.rebalance import Decision, Look, decide, move_rates
 from planner.routed_places import routed_places
@@ -36,9 +38,10 @@ class Rebalancer:
 
     def __init__(
         self, plan: Plan, recipe: Recipe, trainer: Trainer, device: torch.device, *,
-        first: int, num_moves: int = 0,
+        first: int, num_moves: int = 0, run_dir: Path | None = None,
     ) -> None:  # fmt: skip
-        """`first`: step that comes first in this process; `num_moves`: those of earlier ones."""
+        """`first`: step that comes first in this process; `num_moves`: those of earlier ones;
+        `run_dir`: where each look is written, by rank 0."""
         self._plan, self._trainer, self._recipe = plan, trainer, recipe
         chosen = plan.chosen
         self._nodes = nodes_of_ranks(plan.cluster, chosen.config, chosen.placement)
@@ -47,6 +50,20 @@ class Rebalancer:
         for layer, (_, _, moe) in layers_of(trainer).items():
             moe.meter = self._meter.of_layer(layer)
         self._since, self._num_moves, self._slowdown = first, num_moves, 1.0
+        self._run_dir = run_dir if dist.get_rank() == 0 else None
+        if self._run_dir is not None:
+            self._begin(self._run_dir, first)
+
+    def _begin(self, run_dir: Path, first: int) -> None:
+        """Write where experts are, if not where the plan has them."""
+        cut(run_dir, first)
+        chosen, here = self._plan.chosen, self._trainer.placement
+        now, planned = (
+            placed_experts(self._plan.model, chosen.config, each)
+            for each in (here, chosen.placement)
+        )
+        if self._num_moves or now != planned:
+            append(run_dir, ExpertLook(step=first, layers=now))
 
     def before(self, step: int) -> dict[str, Any]:
         """To be called before each step; what the rank's row of the step is to say."""
@@ -73,25 +90,36 @@ class Rebalancer:
         self._since = step
         experts, figures = found[0]
         if experts is None:
+            self._log(step, (), taken)
             return None
         moved = move_experts(self._trainer, experts, self._nodes)
         slowest = torch.tensor(moved.seconds, dtype=torch.float64, device=taken.device)
         dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
         if figures["move_s"] > 0:
             self._slowdown *= slowest.item() / figures["move_s"]
+        self._log(step, experts, taken)
         return figures | {"received_bytes": moved.received_bytes, "seconds": moved.seconds}
+
+    def _counts(self, taken: torch.Tensor) -> torch.Tensor:
+        """[layers, experts]: choices since the last look."""
+        model = self._trainer.model
+        return taken[:-2].long().cpu().view(model.num_moe_layers, model.num_experts)
+
+    def _log(self, step: int, layers: Experts, taken: torch.Tensor) -> None:
+        if self._run_dir is not None:
+            counts = tuple(map(tuple, self._counts(taken).tolist()))
+            append(self._run_dir, ExpertLook(step=step, layers=layers, counts=counts))
 
     def _decide(self, step: int, taken: torch.Tensor) -> Decision:
         trainer, recipe = self._trainer, self._recipe
-        *counts, num_rows, seconds = taken.tolist()
+        *_, num_rows, seconds = taken.tolist()
         model = trainer.model
-        table = torch.tensor(counts).view(model.num_moe_layers, model.num_experts).long().numpy()
         forward_s = seconds / num_rows if num_rows else 0.0
         work = _FORWARD_AND_BACKWARD + recomputed(trainer)
         every, left = recipe.rebalance_experts_every, recipe.total_steps - step
         look = Look(
-            counts=table, num_steps=step - self._since, steps_left=min(every, left),
-            rates=self._rates, slowdown=self._slowdown,
+            counts=self._counts(taken).numpy(), num_steps=step - self._since,
+            steps_left=min(every, left), rates=self._rates, slowdown=self._slowdown,
         )  # fmt: skip
         places = routed_places(
             self._plan.profile, self._plan.job, trainer.config, trainer.placement,

@@ -13,8 +13,9 @@ from compare import compare, outcome
 from fork import run_ranks
 from grid import Case, part_of_batch, trainer_of
 
+from launch.checkpoints import places_in
 from launch.recipe import recipe_of
-from launch.runtime.checkpoint import Checkpoints, places_in
+from launch.runtime.checkpoint import Checkpoints
 from launch.runtime.rebalance import Rebalancer
 from launch.runtime.trainer import Trainer
 from planner.config import ExpertSlots
