@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from launch.artifact import write_atomic
-from launch.checkpoints import checkpoint_root, complete_checkpoints, places_in
+from launch.checkpoints import STATE, checkpoint_root, complete_checkpoints, places_in
 from launch.observed import Observed
+from launch.records import LOOKS_NAME
 from planner.config import ExpertSlots
 from planner.expert_moves import Experts, placed_experts
 from planner.moved_plan import Stay
@@ -23,8 +24,6 @@ from profiler.codec import build, record, to_plain
 from profiler.errors import UserError
 from profiler.model import NotNegative
 from profiler.routing.trace import Counts
-
-FILE_NAME = "experts.jsonl"
 
 
 @record
@@ -46,13 +45,13 @@ class ExpertLook:
 
 def append(run_dir: Path, look: ExpertLook) -> None:
     """Write a line."""
-    with (run_dir / FILE_NAME).open("a", encoding="utf-8") as out:
+    with (run_dir / LOOKS_NAME).open("a", encoding="utf-8") as out:
         out.write(_line(look))
 
 
 def cut(run_dir: Path, first_step: int) -> None:
     """Keep what was before `first_step`, from which on the run goes on."""
-    path = run_dir / FILE_NAME
+    path = run_dir / LOOKS_NAME
     if path.exists():
         kept = [look for look in read_looks(run_dir) if look.step < first_step]
         write_atomic(path, "".join(map(_line, kept)))
@@ -64,7 +63,7 @@ def _line(look: ExpertLook) -> str:
 
 def read_looks(run_dir: Path) -> tuple[ExpertLook, ...]:
     """In the order of steps; none where the run did not look at its routing."""
-    path = run_dir / FILE_NAME
+    path = run_dir / LOOKS_NAME
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
@@ -86,8 +85,8 @@ def places_of_run(plan: Plan, run_dir: Path) -> tuple[Experts, Counts | None]:
     layers = next((look.layers for look in reversed(looks) if look.layers), ())
     label = f"{chosen.config.label} {chosen.config.schedule}"
     folders = complete_checkpoints(checkpoint_root(run_dir)) if not layers else []
-    for folder in folders[:1]:
-        layers = places_in(folder, label)
+    if folders and (folders[0] / STATE).is_file():
+        layers = places_in(folders[0], label)
     return layers or placed_experts(plan.model, chosen.config, chosen.placement), counts
 
 

@@ -18,7 +18,7 @@ from planner.plan import Plan
 from planner.routed_plan import with_layout
 from profiler.codec import replace
 from profiler.errors import UserError
-from profiler.profile import ExpertLoad
+from profiler.profile import ExpertLoad, Profile
 from profiler.routing.trace import Counts, RoutingCounts
 
 _MOST_WINDOWS = 64
@@ -52,33 +52,47 @@ def exchanges_of(plan: Plan, counts: Counts) -> RoutingCounts:
 
 
 def as_moved(plan: Plan, experts: tuple[ExpertSlots, ...], counts: Counts | None) -> Plan:
-    """The plan, under its own id, with experts where they are now, and their load by what was
-    routed, where that is known."""
-    placement = replace(plan.chosen.placement, experts=experts)
-    found = replace(plan, chosen=replace(plan.chosen, placement=placement))
+    """The plan, under its own id, with experts where they are now; where it is known what was
+    routed, with the load and the estimate that this gives (as it was, where the cost model does not
+    reach it)."""
     if counts is None:
-        return found
-    routing = exchanges_of(plan, counts)
-    return replace(found, profile=with_layout(plan.profile, routing, plan.job, experts))
+        return _placed(plan, experts, plan.profile)
+    found = _placed(plan, experts, _routed(plan, experts, counts))
+    return _priced(found) or found
 
 
 def as_run(plan: Plan, stays: Sequence[Stay]) -> Plan | None:
     """The plan, under its own id, with the estimate for the places and the routing of a run, mean
     over its timed steps; None where the cost model does not reach it."""
     timed = [stay for stay in stays if stay.num_steps]
-    if not timed or plan.chosen.estimate is None or len(plan.cluster.groups) > 1:
+    if not timed:
         return None
-    moved = [as_moved(plan, stay.experts, stay.counts) for stay in timed]
+    profiles = [_routed(plan, stay.experts, stay.counts) for stay in timed]
     weights = [stay.num_steps for stay in timed]
-    load = _mean([each.profile.expert_loads[0] for each in moved], weights)
+    load = _mean([profile.expert_loads[0] for profile in profiles], weights)
     profile = replace(plan.profile, expert_loads=(load,))
-    costs = cost_model(plan.model, plan.job, profile)
-    config, placement = plan.chosen.config, moved[-1].chosen.placement
+    return _priced(_placed(plan, timed[-1].experts, profile))
+
+
+def _routed(plan: Plan, experts: tuple[ExpertSlots, ...], counts: Counts) -> Profile:
+    return with_layout(plan.profile, exchanges_of(plan, counts), plan.job, experts)
+
+
+def _placed(plan: Plan, experts: tuple[ExpertSlots, ...], profile: Profile) -> Plan:
+    placement = replace(plan.chosen.placement, experts=experts)
+    return replace(plan, profile=profile, chosen=replace(plan.chosen, placement=placement))
+
+
+def _priced(plan: Plan) -> Plan | None:
+    """With the estimate for its profile; None where there was none or can be none."""
+    if plan.chosen.estimate is None or len(plan.cluster.groups) > 1:
+        return None
+    costs = cost_model(plan.model, plan.job, plan.profile)
     try:
-        chosen = candidate_of(costs, config, placement)
+        chosen = candidate_of(costs, plan.chosen.config, plan.chosen.placement)
     except UserError:  # more memory than there is said to be: it ran all the same
         return None
-    return replace(plan, profile=profile, chosen=chosen) if chosen.estimate else None
+    return replace(plan, chosen=chosen) if chosen.estimate else None
 
 
 def _mean(loads: Sequence[ExpertLoad], weights: Sequence[int]) -> ExpertLoad:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from compare import assemble, errors_of
 from fork import run_ranks
 from grid import MIXTRAL, Case, Parts, part_of_batch, reference, trainer_of
 
+from launch.runtime.checkpoint import Checkpoints
 from launch.runtime.expert_moves import Moved, move_experts
 from launch.runtime.trainer import Trainer
 from planner.config import ExpertSlots
@@ -202,6 +204,42 @@ def test_weights_and_moments_are_the_same_bits_elsewhere(name: str) -> None:
         assert value.dtype == torch.float32
         assert not value.isnan().any()
         assert torch.equal(value, after[key]), key
+
+
+SAVED = {
+    "zero3 edp2, other numbers of slots": small(
+        model=MOE, shard=4, zero=3, ep=2, moves=((1, (UNEVEN, REPLICAS)),)
+    ),
+    "zero1 edp2, replicas gone": small(
+        model=MOE, shard=4, zero=1, ep=2, experts=(REPLICAS, CROSSED),
+        moves=((1, (TURNED, UNEVEN)),),
+    ),
+}  # fmt: skip
+
+
+def _saved(case: Case, root: Path) -> tuple[list[float], list[float], bool]:
+    """Losses after a move, of the trainer and of one that goes on from its checkpoint; whether
+    experts are in the same places there."""
+    trainer, again = trainer_of(case), trainer_of(case)
+    _step(trainer, case, 0)
+    move_experts(trainer, case.moves[0][1])
+    checkpoints = Checkpoints(trainer, root, keep=1)
+    checkpoints.save(1)
+    checkpoints.wait()
+    resumed = Checkpoints(again, root, keep=1)
+    folder = resumed.newest()
+    assert folder is not None
+    assert resumed.load(folder, experts_too=True) == 1
+    losses = [[_step(each, case, step) for step in (1, 2)] for each in (trainer, again)]
+    return losses[0], losses[1], again.placement == trainer.placement
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_training_goes_on_from_a_checkpoint_after_a_move(name: str, tmp_path: Path) -> None:
+    case = SAVED[name]
+    for still, resumed, same in run_ranks(case.config.num_devices, _saved, case, tmp_path):
+        assert same
+        assert resumed == pytest.approx(still, rel=1e-12, nan_ok=True)
 
 
 def _refused(case: Case) -> tuple[str, list[float]]:
