@@ -5,7 +5,8 @@
 
 A checkpoint becomes complete by the renaming of its folder, after `seal.json` was written into it
 with the size and checksum (CRC-32) of every other file. One that does not match its seal is never
-loaded. Knows files alone; `launch.runtime.checkpoint` knows what is in them.
+loaded. Knows files alone, and what `training.json` says; `launch.runtime.checkpoint` knows what is
+in the others.
 """
 
 import contextlib
@@ -19,6 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from launch.artifact import is_folder
+from planner.config import ExpertSlots
+from profiler.codec import build, parse_json, read_text
 from profiler.errors import UserError
 
 SEAL = "seal.json"
@@ -160,3 +163,13 @@ def find_checkpoint(path: Path) -> Path:
     for sentence in warnings:
         print(f"warning: {sentence}", file=sys.stderr)
     return found
+
+
+def places_in(folder: Path, layout: str) -> tuple[ExpertSlots, ...]:
+    """Slots of every MoE layer when a checkpoint of this layout was taken; empty where it is of
+    another, or its experts were where the plan had none named."""
+    state = parse_json(read_text(folder / STATE), str(folder / STATE))
+    if state.get("layout") != layout:
+        return ()
+    rows = state.get("experts") or ()
+    return tuple(build(ExpertSlots, row, str(folder / STATE)) for row in rows)

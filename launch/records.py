@@ -10,6 +10,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+LOOKS_NAME = "experts.jsonl"
+"""Of a run whose experts follow the routing (`launch.expert_looks`)."""
 Step = dict[str, Any]
 Header = dict[str, Any]
 

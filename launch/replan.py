@@ -12,7 +12,13 @@ from planner.given import LayoutFile, plan_for
 from planner.placed import on_hosts
 from planner.plan import Plan, SearchOptions
 from planner.remedies import with_remedy
-from planner.routed_plan import experts_again, loads_again
+from planner.routed_plan import (
+    Placements,
+    experts_again,
+    loads_again,
+    with_experts,
+    with_loads,
+)
 from planner.search import make_plan
 from planner.survivors import measured_for, places_of, without
 from profiler.analytic import analytic_profile
@@ -24,6 +30,7 @@ from profiler.job import JobSpec
 from profiler.links import Links
 from profiler.model import ModelSpec
 from profiler.profile import Profile
+from profiler.routing.trace import Routing
 
 Note = Callable[[str], None]
 
@@ -45,6 +52,8 @@ class Changes:
     """Fields of `SearchOptions`."""
     layout: Path | None = None
     """Take this one instead of searching."""
+    routing: Routing | None = None
+    """What the run routed last; experts are placed by it where `ep` is another."""
 
 
 def plan_again(old: Plan, changes: Changes, note: Note) -> Plan:
@@ -65,9 +74,14 @@ def plan_again(old: Plan, changes: Changes, note: Note) -> Plan:
     if changes.layout is not None:
         layout = decode(LayoutFile, read_text(changes.layout), str(changes.layout))
         return plan_for(model, job, facts, layout, str(changes.layout))
-    options = _options(old, changes, facts.cluster, note)
+    options, placements = _options(old, changes, facts.cluster, note), Placements()
+    if changes.routing is not None:
+        own = facts.expert_loads
+        facts, placements = with_loads(facts, changes.routing, job)
+        others = [each for each in facts.expert_loads if each.ep != old.chosen.config.ep]
+        facts = replace(facts, expert_loads=(*own, *others))
     try:
-        return experts_again(make_plan(model, job, facts, options), old)
+        return experts_again(with_experts(make_plan(model, job, facts, options), placements), old)
     except UserError as e:
         if e.kind != "infeasible" or "devices" in changes.options:
             raise

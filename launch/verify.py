@@ -19,6 +19,7 @@ from profiler.job import GRAD_BYTES, WEIGHT_BYTES, Precision
 from profiler.model import NotNegative
 
 Unit = Literal["s", "bytes"]
+ExpertsAs = Literal["planned", "run"]
 PartName = Literal["weights", "gradients", "optimizer", "buffers", "activations"]
 
 
@@ -62,7 +63,7 @@ class MemorySplit:
 class Verdict:
     """Outcome of `verify`."""
 
-    format_version: str = "1.1"
+    format_version: str = "1.2"
     kind: Literal["verdict"] = "verdict"
     plan_id: str
     num_steps: NotNegative
@@ -71,10 +72,19 @@ class Verdict:
     rows: tuple[Row, ...]
     memory: MemorySplit | None = None
     """None where the run or the plan has no memory."""
+    experts: ExpertsAs = "planned"
+    """run: experts moved, and the step is predicted for where they were and for what was routed
+    there; planned: for the places of the plan. Memory, taken in the second step, always is."""
+    moves: tuple[NotNegative, ...] = ()
+    """Steps before which experts moved."""
 
 
-def verify(plan: Plan, observed: Observed, tolerance: float) -> Verdict:
-    """Compare; raises `UserError` (stale) for another plan's run, or one without a timed step."""
+def verify(plan: Plan, observed: Observed, tolerance: float, as_run: Plan | None = None) -> Verdict:
+    """Compare; raises `UserError` (stale) for another plan's run, or one without a timed step.
+
+    `as_run`: the plan with the estimate for its experts' places in the run
+    (`planner.moved_plan`), where they moved.
+    """
     if observed.plan_id != plan.id:
         raise UserError(
             f"the run is of plan `{observed.plan_id}`, not of `{plan.id}`",
@@ -85,7 +95,7 @@ def verify(plan: Plan, observed: Observed, tolerance: float) -> Verdict:
         raise UserError(
             "the run was stopped before its first timed step", hint="launch it again", kind="failed"
         )
-    predicted = plan.chosen.cost
+    predicted = (as_run or plan).chosen.cost
     steps = [s.step_s for s in observed.steps]
     step_s = statistics.median(steps)
     rows = [_row("step", "s", predicted.step_s, steps, step_s, tolerance)]
@@ -98,7 +108,9 @@ def verify(plan: Plan, observed: Observed, tolerance: float) -> Verdict:
     if peaks and len(peaks) == len(observed.ranks):
         peak = float(max(peaks))
         rows.append(
-            _row("peak memory", "bytes", float(predicted.peak_bytes), [peak], peak, tolerance)
+            _row(
+                "peak memory", "bytes", float(plan.chosen.cost.peak_bytes), [peak], peak, tolerance
+            )
         )
         fullest = observed.ranks[peaks.index(max(peaks))]
         memory = _memory_split(plan, fullest)
@@ -109,6 +121,8 @@ def verify(plan: Plan, observed: Observed, tolerance: float) -> Verdict:
         within=all(r.within for r in rows),
         rows=tuple(rows),
         memory=memory,
+        experts="run" if as_run else "planned",
+        moves=tuple(move.step for move in observed.moves),
     )
 
 

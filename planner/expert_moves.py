@@ -90,22 +90,23 @@ def _moved(old: ExpertSlots, new: ExpertSlots) -> set[int]:
     return {expert for before, after in pairs for expert in {*after} - {*before}}
 
 
-def keeps_sizes(config: ParallelConfig, old: ExpertSlots, new: ExpertSlots) -> bool:
-    """Whether the runtime can change a layer's slots so: stacks of experts that ZeRO shards over
-    several ranks stay as large as they were built."""
+def can_change(config: ParallelConfig, old: ExpertSlots, new: ExpertSlots) -> bool:
+    """Whether the runtime can change a layer's slots so: where ZeRO shards experts over several
+    ranks, a rank that was built without any gets none, and no rank loses all of its own."""
     is_free = config.dp_shard == 1 or config.edp == 1
-    return is_free or [*map(len, old.slots)] == [*map(len, new.slots)]
+    return is_free or [*map(bool, old.slots)] == [*map(bool, new.slots)]
 
 
-def check_sizes(config: ParallelConfig, old: Experts, new: Experts) -> None:
+def check_empty(config: ParallelConfig, old: Experts, new: Experts) -> None:
     """Raise `UserError` where the runtime cannot change one placement into the other."""
     for layer, (a, b) in enumerate(zip(old, new, strict=True)):
-        if not keeps_sizes(config, a, b):
+        if not can_change(config, a, b):
             sizes = [[len(rank) for rank in each.slots] for each in (a, b)]
             raise UserError(
                 f"layer {layer} would have {sizes[1]} slots on its ranks in place of {sizes[0]}: "
-                "where ZeRO shards experts over several ranks, each keeps its number of slots",
-                hint="place experts on equal numbers of slots, or use dp_shard 1",
+                "where ZeRO shards experts over several ranks, none gets its first expert or gives "
+                "up its last while training",
+                hint="place an expert on every rank, or use dp_shard 1",
             )
 
 

@@ -72,6 +72,8 @@ def run(asked: Asked, typed: Mapping[str, Any], out: Path | None, *, as_json: bo
     old = read_plan(asked.plan)
     situation = _situation(asked, old)
     changes = by_names(old, _changes(asked, old, typed))
+    if asked.run is not None and old.model.num_moe_layers:
+        old, changes = _moved(old, changes, asked.run)
     new = plan_again(old, changes, note)
     left = survivors(old.cluster, new.cluster, changes.lost)
     found = make_replan(old, new, left, situation)
@@ -82,6 +84,23 @@ def run(asked: Asked, typed: Mapping[str, Any], out: Path | None, *, as_json: bo
         _print(old, new, found, guessed=not changes.lost)
     note(f"Saved the plan to: `{out or DEFAULT_OUT}`")
     return Exit.OK if found.verdict == "keep" else Exit.DIFFERS
+
+
+def _moved(old: "Plan", changes: "Changes", run_dir: Path) -> "tuple[Plan, Changes]":
+    """With experts where the run has moved them, and what it routed there."""
+    from launch.expert_looks import places_of_run
+    from planner.expert_moves import placed_experts
+    from planner.moved_plan import as_moved, exchanges_of
+    from profiler.codec import replace
+
+    chosen = old.chosen
+    experts, counts = places_of_run(old, run_dir)
+    if experts == placed_experts(old.model, chosen.config, chosen.placement):
+        return old, changes
+    note("The run has moved its experts: planning on from where they are now")
+    if counts is not None:
+        changes = replace(changes, routing=exchanges_of(old, counts))
+    return as_moved(old, experts, counts), changes
 
 
 def _changes(asked: Asked, old: "Plan", typed: Mapping[str, Any]) -> "Changes":

@@ -9,6 +9,7 @@ from launch.cli.terminal import note, say
 
 if TYPE_CHECKING:
     from launch.progress import RunReport
+    from planner.plan import Plan
 
 
 def show(run_dir: Path, *, end_first: bool, as_json: bool) -> None:
@@ -26,6 +27,24 @@ def show(run_dir: Path, *, end_first: bool, as_json: bool) -> None:
         say(line)
     if report.state == "lost":
         note("Its launcher is gone; `--stop` collects what it left")
+
+
+def note_moves(plan_file: Path, plan: "Plan") -> None:
+    """Say where a plan's run has moved the experts that the plan places."""
+    from launch.records import LOOKS_NAME
+
+    run_dir, chosen = plan_file.parent, plan.chosen
+    if plan_file.name != "plan.json" or not (run_dir / LOOKS_NAME).exists():
+        return
+    from launch.expert_looks import places_of_run  # with numpy, which plans do without
+    from planner.expert_moves import placed_experts
+
+    planned = placed_experts(plan.model, chosen.config, chosen.placement)
+    if places_of_run(plan, run_dir)[0] != planned:
+        note(
+            "The run in this folder has moved its experts: the plan is of where they began; "
+            "`verify` compares with where they were"
+        )
 
 
 def lines_of(report: "RunReport") -> list[str]:

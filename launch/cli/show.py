@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from launch.cli.options import Json, PlanFile
+from launch.cli.run_state import note_moves
 from launch.cli.terminal import bold, note, say
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def run(
     from profiler.codec import encode
 
     content = read_plan(plan)
+    note_moves(plan, content)
     if report is not None:
         _write(content, report)
     if as_json:

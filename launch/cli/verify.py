@@ -1,5 +1,6 @@
 """`meshwright verify`: predicted against observed."""
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -48,7 +49,14 @@ def run(
             note("torchtitan's memory is what its allocator reserved, not what tensors took")
     else:
         assert observed is not None
-        verdict = verify(content, read_observed(observed), tolerance)
+        seen = read_observed(observed)
+        as_run = None
+        if content.model.num_moe_layers and seen.plan_id == content.id:
+            from launch.expert_looks import stays_of
+            from planner.moved_plan import as_run as price_as_run
+
+            as_run = price_as_run(content, stays_of(content, observed.parent, seen))
+        verdict = verify(content, seen, tolerance, as_run)
     if as_json:
         typer.echo(encode(verdict), nl=False)
     else:
@@ -74,8 +82,24 @@ def print_verdict(verdict: "Verdict") -> None:
         f"\nMedians of {verdict.num_steps} steps; components in % of the step; "
         f"tolerance {verdict.tolerance:.0%}"
     )
+    if verdict.moves or verdict.experts == "run":
+        for line in textwrap.wrap(_experts_line(verdict), 80):
+            say(line)
     if verdict.memory is not None:
         _print_memory(verdict.memory)
+
+
+def _experts_line(verdict: "Verdict") -> str:
+    """For which places of the experts the step is predicted."""
+    word = "step" if len(verdict.moves) == 1 else "steps"
+    steps = ", ".join(map(str, verdict.moves))
+    moved = f"before {word} {steps}" if steps else "before the run"
+    if verdict.experts == "run":
+        return (
+            f"Experts moved {moved}: predicted for where they were, and what was routed there; "
+            "memory for the places of the plan"
+        )
+    return f"Experts moved {moved}: predicted for the places of the plan, where they began"
 
 
 def _print_memory(memory: "MemorySplit") -> None:

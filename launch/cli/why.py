@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from launch.cli.options import Json, PlanFile, parse_axes
+from launch.cli.run_state import note_moves
 from launch.cli.terminal import bold, say
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ def run(
     from launch.artifact import read_plan
 
     content = read_plan(plan)
+    note_moves(plan, content)
     if instead:
         _print_answer(content, instead, as_json)
     else:

@@ -33,6 +33,7 @@ from launch.checkpoints import (
     find_checkpoint,
     newest_sound,
     partial_folder,
+    places_in,
     prune,
     seal,
     step_of,
@@ -42,8 +43,7 @@ from launch.runtime.boxes import Box, BoxLoadPlanner, BoxSavePlanner
 from launch.runtime.expert_moves import move_experts
 from launch.runtime.pieces import Chunk
 from launch.runtime.trainer import Trainer
-from planner.config import ExpertSlots
-from profiler.codec import build, parse_json, read_text, to_plain
+from profiler.codec import to_plain
 from profiler.errors import UserError
 from profiler.model import ModelSpec
 from profiler.tensors import canonical_names
@@ -220,16 +220,6 @@ class Checkpoints:
         except UserError as e:
             if self._rank == 0:
                 print(f"warning: experts stay where the plan has them: {e.message}", flush=True)
-
-
-def places_in(folder: Path, layout: str) -> tuple[ExpertSlots, ...]:
-    """Slots of every MoE layer when a checkpoint of this layout was taken; empty where it is of
-    another, or its experts were where the plan had none named."""
-    state = parse_json(read_text(folder / STATE), str(folder / STATE))
-    if state.get("layout") != layout:
-        return ()
-    rows = state.get("experts") or ()
-    return tuple(build(ExpertSlots, row, str(folder / STATE)) for row in rows)
 
 
 def check_names(folder: Path, model: ModelSpec) -> None:

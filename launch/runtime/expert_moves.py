@@ -19,14 +19,14 @@ from launch.runtime.experts import MoE
 from launch.runtime.model import Layer, Stage
 from launch.runtime.pieces import Chunk, Held
 from launch.runtime.record import now
-from launch.runtime.shard import expert_held
+from launch.runtime.shard import expert_held, resize_experts
 from launch.runtime.sync import flat
 from launch.runtime.trainer import Trainer
 from planner.config import ExpertSlots
 from planner.expert_moves import (
     Experts,
     Transfer,
-    check_sizes,
+    check_empty,
     expert_transfers,
     placed_experts,
 )
@@ -62,7 +62,7 @@ def move_experts(
     new = replace(old, experts=experts)
     check_layout(model, trainer.job, config, new)
     before = placed_experts(model, config, old)
-    check_sizes(config, before, experts)
+    check_empty(config, before, experts)
     here = layers_of(trainer)
     for layer, (_, _, moe) in here.items():
         if experts[layer].slots == before[layer].slots:
@@ -112,11 +112,16 @@ class _LayerMove:
             for leaf, parameter in moe.experts.named_parameters()
         }
         self._which = [number[id(parameter)] for parameter in stacks.values()]
+        self._held = held
         self._old = _boxes(held, self._which)
         self._values = {i: self._state(i) for i in self._which}
+        resized = len(moe.place.own) != len(slots.slots[moe.place.ep_rank])
         moe.set_slots(slots)
         sharded = trainer.config.dp_shard > 1
-        for i, (full, parameter) in zip(self._which, stacks.items(), strict=True):
+        if resized and sharded and trainer.config.edp > 1:
+            resize_experts(moe.experts, trainer.config.edp)
+        for i, full in zip(self._which, stacks, strict=True):
+            parameter = moe.experts.get_parameter(full.rpartition(".")[2])
             held[i] = expert_held(stage, full, parameter, trainer.mesh, sharded=sharded)
         self._new = _boxes(held, self._which)
         self._next = {
@@ -171,7 +176,7 @@ class _LayerMove:
         for i, (value, *beside) in self._next.items():
             weight = self._trainer.weights[i]
             names = self._beside(weight)
-            self._trainer.set_local(i, value)
+            self._trainer.set_local(i, self._held[i], value)
             if beside:
                 self._trainer.optimizer.state[weight].update(zip(names, beside, strict=True))
 

@@ -3,25 +3,28 @@
 Between two steps, all ranks sum what they counted since the last look; rank 0 decides
 (`planner.rebalance`) and tells the others, who move together (`launch.runtime.expert_moves`).
 Seconds per choice are those of the experts' forward, timed on all ranks in the last steps before
-the look, with backward at twice that, and of the exchange at the profile's rates:
+the look, with backward at twice that:
 
     choice_s = rows' seconds * (3 + recomputed share) / rows
-               + 4 passes * (ep - 1) / ep * bytes of a row / rate of a rank
+
+The rest of the objective, exchanges over the profile's links, is `planner.routed_places`.
 """
 
-from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from launch.expert_looks import ExpertLook, append, cut
 from launch.recipe import Recipe
 from launch.runtime.expert_meter import ExpertMeter
 from launch.runtime.expert_moves import layers_of, move_experts
-from launch.runtime.trainer import DTYPES, Trainer
-from planner.expert_moves import Experts, MoveRates
+from launch.runtime.trainer import Trainer
+from planner.expert_moves import Experts, placed_experts
 from planner.plan import Plan
-from planner.rebalance import Decision, Look, Place, by_load, decide, move_rates
+from planner.rebalance import Decision, Look, decide, move_rates
+from planner.routed_places import routed_places
 from planner.where import nodes_of_ranks
 
 TIMED_STEPS = 8
@@ -29,27 +32,38 @@ TIMED_STEPS = 8
 _FORWARD_AND_BACKWARD = 3
 """Times the forward of a product with weights: two more in backward."""
 
-_PASSES = 4
-"""A row goes there and back, and so does its gradient."""
-
 
 class Rebalancer:
     """Looks, decides and moves; collective: every rank makes one and calls alike."""
 
     def __init__(
         self, plan: Plan, recipe: Recipe, trainer: Trainer, device: torch.device, *,
-        first: int, num_moves: int = 0, place: Place = by_load,
+        first: int, num_moves: int = 0, run_dir: Path | None = None,
     ) -> None:  # fmt: skip
-        """`first`: step that comes first in this process; `num_moves`: those of earlier ones."""
-        self._trainer, self._recipe, self._place = trainer, recipe, place
+        """`first`: step that comes first in this process; `num_moves`: those of earlier ones;
+        `run_dir`: where each look is written, by rank 0."""
+        self._plan, self._trainer, self._recipe = plan, trainer, recipe
         chosen = plan.chosen
         self._nodes = nodes_of_ranks(plan.cluster, chosen.config, chosen.placement)
         self._rates = move_rates(plan.profile)
-        self._exchange_s = exchange_s(plan, self._rates, self._nodes)
         self._meter = ExpertMeter(plan.model.num_moe_layers, plan.model.num_experts, device)
         for layer, (_, _, moe) in layers_of(trainer).items():
             moe.meter = self._meter.of_layer(layer)
         self._since, self._num_moves, self._slowdown = first, num_moves, 1.0
+        self._run_dir = run_dir if dist.get_rank() == 0 else None
+        if self._run_dir is not None:
+            self._begin(self._run_dir, first)
+
+    def _begin(self, run_dir: Path, first: int) -> None:
+        """Write where experts are, if not where the plan has them."""
+        cut(run_dir, first)
+        chosen, here = self._plan.chosen, self._trainer.placement
+        now, planned = (
+            placed_experts(self._plan.model, chosen.config, each)
+            for each in (here, chosen.placement)
+        )
+        if self._num_moves or now != planned:
+            append(run_dir, ExpertLook(step=first, layers=now))
 
     def before(self, step: int) -> dict[str, Any]:
         """To be called before each step; what the rank's row of the step is to say."""
@@ -76,29 +90,43 @@ class Rebalancer:
         self._since = step
         experts, figures = found[0]
         if experts is None:
+            self._log(step, (), taken)
             return None
         moved = move_experts(self._trainer, experts, self._nodes)
         slowest = torch.tensor(moved.seconds, dtype=torch.float64, device=taken.device)
         dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
         if figures["move_s"] > 0:
             self._slowdown *= slowest.item() / figures["move_s"]
+        self._log(step, experts, taken)
         return figures | {"received_bytes": moved.received_bytes, "seconds": moved.seconds}
+
+    def _counts(self, taken: torch.Tensor) -> torch.Tensor:
+        """[layers, experts]: choices since the last look."""
+        model = self._trainer.model
+        return taken[:-2].long().cpu().view(model.num_moe_layers, model.num_experts)
+
+    def _log(self, step: int, layers: Experts, taken: torch.Tensor) -> None:
+        if self._run_dir is not None:
+            counts = tuple(map(tuple, self._counts(taken).tolist()))
+            append(self._run_dir, ExpertLook(step=step, layers=layers, counts=counts))
 
     def _decide(self, step: int, taken: torch.Tensor) -> Decision:
         trainer, recipe = self._trainer, self._recipe
-        *counts, num_rows, seconds = taken.tolist()
+        *_, num_rows, seconds = taken.tolist()
         model = trainer.model
-        table = torch.tensor(counts).view(model.num_moe_layers, model.num_experts).long().numpy()
         forward_s = seconds / num_rows if num_rows else 0.0
         work = _FORWARD_AND_BACKWARD + recomputed(trainer)
         every, left = recipe.rebalance_experts_every, recipe.total_steps - step
         look = Look(
-            counts=table, num_steps=step - self._since, steps_left=min(every, left),
-            choice_s=forward_s * work + self._exchange_s, rates=self._rates,
-            slowdown=self._slowdown,
+            counts=self._counts(taken).numpy(), num_steps=step - self._since,
+            steps_left=min(every, left), rates=self._rates, slowdown=self._slowdown,
+        )  # fmt: skip
+        places = routed_places(
+            self._plan.profile, self._plan.job, trainer.config, trainer.placement,
+            compute_s=forward_s * work,
         )  # fmt: skip
         return decide(
-            model, trainer.config, trainer.placement, look, self._place,
+            model, trainer.config, trainer.placement, look, places,
             gain=recipe.rebalance_experts_gain, node_of_rank=self._nodes,
         )  # fmt: skip
 
@@ -109,18 +137,6 @@ def recomputed(trainer: Trainer) -> float:
     layers = [block - 1 for block, kind in enumerate(model.blocks) if kind == "moe"]
     again = [trainer.placement.recompute_of(layer, config) == "full" for layer in layers]
     return sum(again) / len(again)
-
-
-def exchange_s(plan: Plan, rates: MoveRates, nodes: Sequence[int]) -> float:
-    """Seconds in which one row of a choice goes to its expert and back, forward and backward, as
-    far as it leaves its rank, all ranks at once; `nodes`: of each rank."""
-    config = plan.chosen.config
-    each = torch.empty((), dtype=DTYPES[plan.job.precision]).element_size()
-    apart = (config.ep - 1) / config.ep
-    crowd = max(nodes.count(node) for node in nodes)
-    slowest = min(rates.between[node] for node in nodes) / crowd
-    rate = min(rates.inside, slowest) if len(set(nodes)) > 1 else rates.inside
-    return _PASSES * apart * plan.model.hidden_size * each / rate
 
 
 def _figures(decision: Decision, num_steps: int) -> dict[str, float]:

@@ -12,6 +12,7 @@ alone, so FSDP's averaging is turned off. Sums over `dp_replicate` (HSDP) are ta
 `launch.runtime.sync`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from torch.distributed.fsdp._fully_shard._fsdp_collectives import (
     DefaultAllGather,
     DefaultReduceScatter,
 )
+from torch.distributed.fsdp._fully_shard._fsdp_param import FSDPParam
 from torch.distributed.tensor import DTensor, Shard
 
 from launch.runtime.experts import Experts, MoE
@@ -74,6 +76,10 @@ def _shard_dim(parameter: nn.Parameter, ranks: int) -> int:
     """Dim of an expert stack [slots, a, b] that divides evenly; not the slots, of which another
     rank may have another number."""
     return 1 if parameter.shape[1] % ranks == 0 else 2
+
+
+def _shards_of(ranks: int) -> Callable[[nn.Parameter], Shard]:
+    return lambda parameter: Shard(_shard_dim(parameter, ranks))
 
 
 def _fully_shard(
@@ -225,8 +231,32 @@ def _shard_experts(
     ranks = mesh.size("edp")
     _fully_shard(
         experts, mesh.expert_mesh(), recorder, "edp", zero, policy,
-        shard_placement_fn=lambda p: Shard(_shard_dim(p, ranks)),
+        shard_placement_fn=_shards_of(ranks),
     )  # fmt: skip
+
+
+def resize_experts(experts: Experts, ranks: int) -> None:
+    """Give stacks that ZeRO shards over `ranks` as many slots as the layer has now, in zeros;
+    between two steps.
+
+    Slots are not cut across: a slot's shard is what it was, and only their number is another. FSDP
+    knows sizes from the start, so each of its stacks is made anew; hooks, order and groups stay.
+    """
+    assert isinstance(experts, FSDPModule)
+    (group,) = experts._get_fsdp_state()._fsdp_param_groups
+    if not group.is_sharded:
+        raise RuntimeError("experts cannot be resized in the middle of a step")
+    for number, old in enumerate(group.fsdp_params):
+        size = (len(experts.ids), *old._orig_size[1:])
+        whole = nn.Parameter(torch.zeros(size, dtype=old.sharded_param.dtype, device=group.device))
+        old._post_load_hook_handle.remove()
+        new = FSDPParam(
+            whole, old._module_info, group.mesh_info, group.post_forward_mesh_info, group.device,
+            _shards_of(ranks), group.mp_policy, group.offload_policy,
+        )  # fmt: skip
+        new._param_fqn = old._param_fqn
+        new.init_dtype_attrs(group.mp_policy)
+        group.fsdp_params[number] = new
 
 
 def before_backward(stage: nn.Module, zero: ZeroStage, *, last: bool) -> None:

@@ -257,7 +257,7 @@ class _Run:
         kept = [row for row in before if row.get("step", self.first) < self.first]
         return Rebalancer(
             self.plan, self.recipe, self.trainer, self.device, first=self.first,
-            num_moves=kept[-1].get("num_moves", 0) if kept else 0,
+            num_moves=kept[-1].get("num_moves", 0) if kept else 0, run_dir=self.run_dir,
         )  # fmt: skip
 
     def steps(self) -> None:

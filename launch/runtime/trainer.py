@@ -167,14 +167,17 @@ class Trainer:
         self.placement, self.held = placement, held
         self._sync = self._sync_of(held)
 
-    def set_local(self, i: int, value: Tensor) -> None:
-        """Other values, and maybe another number of experts, for the i-th of what is held."""
-        parameter, weight = self.held[i].parameter, self.weights[i]
+    def set_local(self, i: int, held: Held, value: Tensor) -> None:
+        """Other values, and maybe another number of experts, for the i-th weight; `held` is what
+        it is of from now on."""
+        weight, local = self.weights[i], held.local
         if weight.shape == value.shape:
             weight.data.copy_(value)
+        elif local.shape == value.shape:  # resized already
+            weight.data = local.copy_(value).to(value.dtype)  # the same storage where it can be
         else:
             weight.data = value
-            parameter.data = value.to(parameter.dtype)  # the same storage where no cast is needed
+            held.parameter.data = value.to(local.dtype)
 
     def set_values(self, whole: Callable[[str, tuple[int, ...]], Tensor]) -> None:
         """Set all weights from `whole(name, shape)`, the canonical tensors."""

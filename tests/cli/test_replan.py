@@ -7,9 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from launch.artifact import read_plan
 from launch.checkpoints import checkpoint_root, complete_folder
+from launch.collect import collect
+from launch.expert_looks import ExpertLook, append
 from launch.recipe import recipe_of
-from profiler.codec import encode
+from planner.config import ExpertSlots
+from planner.expert_moves import expert_transfers, placed_experts, state_bytes
+from planner.holdings import contiguous_slots
+from profiler.codec import encode, replace
 from tests.unit.records import step
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -182,3 +188,101 @@ def test_diff_tells_what_moves_between_two_layouts(meshwright, planned):
     assert moves["from_checkpoint_bytes"] == 0 < moves["fetched_bytes"]
     assert "held by other ranks" in meshwright("diff", planned, "other.json").out
     assert json.loads(meshwright("diff", planned, planned, "--json").out)["moves"] is None
+
+
+MOE = ("-m", ROOT / "examples" / "tiny-moe" / "config.json", "-c", "cpu-2x1",
+       "--global-batch", 8, "--seq-len", 64)  # fmt: skip
+
+
+@pytest.fixture
+def moved_run(meshwright, tmp_path):
+    """A run of two ranks of experts that have traded the first two of each layer."""
+    assert meshwright("plan", *MOE, "--pin", "ep=2", "--pin", "pp=1").code == 0
+    plan = read_plan(Path("plan.json"))
+    run = run_of(Path("plan.json"), tmp_path / "run", 2)
+    layers, num = plan.model.num_moe_layers, plan.model.num_experts
+    even = contiguous_slots(num, 2).slots
+    slots = ((*even[1][:2], *even[0][2:]), (*even[0][:2], *even[1][2:]))
+    counts = tuple(100 + 2000 * (e in slots[0]) for e in range(num))
+    places = (ExpertSlots(slots=slots),) * layers
+    append(run, ExpertLook(step=5, layers=places, counts=(counts,) * layers))
+    return run, places
+
+
+def test_after_moves_the_places_and_the_load_are_those_of_the_run(meshwright, moved_run):
+    run, places = moved_run
+    old = read_plan(Path("plan.json"))
+    assert (old.chosen.placement.experts, old.profile.expert_loads) == ((), ())
+    result = meshwright(*AGAIN, "-c", "cpu-2x1", "--pin", "ep=2", "--run", run, "--json")
+    assert "planning on from where they are now" in result.err
+    found = json.loads(result.out)
+    assert found["verdict"] == "keep"
+    assert found["new_step_s"] == pytest.approx(found["old_step_s"]) == 2.0  # as observed
+    new = read_plan(Path("new-plan.json"))
+    assert new.chosen.placement.experts == places
+    (load,) = new.profile.expert_loads
+    assert load.imbalance == pytest.approx(2 * 2100 / 2200, rel=0.05)  # all on the first rank
+    assert new.chosen.cost.step_s > old.chosen.cost.step_s
+    apart = json.loads(meshwright(*AGAIN, "-c", "cpu-2x1", "--pin", "ep=2", "--json").out)
+    assert (apart["verdict"], apart["old_plan"]) == ("keep", old.id)
+    assert read_plan(Path("new-plan.json")).chosen == old.chosen
+
+
+def test_what_moves_is_counted_from_where_the_run_has_it(meshwright, moved_run):
+    """Back to where the plan had them: both ranks fetch two experts of each layer."""
+    run, places = moved_run
+    old = read_plan(Path("plan.json"))
+    config = old.chosen.config
+    Path("layout.yaml").write_text(
+        f"{{dp_replicate: {config.dp_replicate}, dp_shard: {config.dp_shard}, zero: {config.zero}, "
+        f"ep: 2, micro_batch: {config.micro_batch}, recompute: {config.recompute}}}"
+    )
+    words = ("-c", "cpu-2x1", "--layout", "layout.yaml", "--json")
+    found = json.loads(meshwright(*AGAIN, *words, "--run", run).out)
+    chosen = old.chosen
+    back = placed_experts(old.model, config, chosen.placement)
+    sent = expert_transfers(
+        old.model, config, replace(chosen.placement, experts=places), back, (0, 1)
+    )
+    assert found["moves"]["fetched_bytes"] == state_bytes(sent) > 0
+    assert json.loads(meshwright(*AGAIN, *words).out)["moves"]["fetched_bytes"] == 0
+
+
+def test_experts_of_another_degree_are_placed_by_what_was_routed(meshwright, moved_run):
+    run, _ = moved_run
+    words = ("-c", "cpu-4x1", "--pin", "ep=4", "--pin", "pp=1", "--run", run)
+    assert meshwright(*AGAIN, *words).code == 4
+    new = read_plan(Path("new-plan.json"))
+    assert new.chosen.config.ep == 4
+    assert len(new.chosen.placement.experts[0].slots) == 4
+    loads = {load.ep: load.imbalance for load in new.profile.expert_loads}
+    assert loads[2] > 1.5 > loads[4]
+
+
+@pytest.mark.parametrize("command", ["show", "why"])
+def test_a_plan_says_that_its_run_has_moved_experts(command, meshwright, moved_run):
+    run, _ = moved_run
+    assert "has moved its experts" in meshwright(command, run / "plan.json").err
+    alone = meshwright(command, "plan.json")
+    assert (alone.code, alone.err) == (0, "")
+    assert alone.out == meshwright(command, run / "plan.json").out
+
+
+def test_verify_predicts_for_where_experts_were(meshwright, moved_run):
+    run, _ = moved_run
+    plan = read_plan(Path("plan.json"))
+    observed = collect(plan, run, "complete")
+    (run / "observed.json").write_text(encode(observed))
+    result = meshwright("verify", run / "plan.json", run / "observed.json", "--json")
+    verdict = json.loads(result.out)
+    assert (verdict["experts"], verdict["moves"]) == ("run", [])
+    assert verdict["rows"][0]["predicted"] > plan.chosen.cost.step_s
+    shown = meshwright("verify", run / "plan.json", run / "observed.json").out
+    assert "predicted for where they were, and what was routed there" in " ".join(shown.split())
+    assert max(map(len, shown.splitlines())) <= 80
+    (run / "experts.jsonl").unlink()
+    verdict = json.loads(meshwright("verify", run / "plan.json", run / "observed.json",
+                                    "--json").out)  # fmt: skip
+    assert (verdict["experts"], verdict["rows"][0]["predicted"]) == (
+        "planned", plan.chosen.cost.step_s,
+    )  # fmt: skip

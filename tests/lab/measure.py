@@ -7,6 +7,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
+from profiler.links import Links
 from tests.lab.lab import ROOT, Lab, LabError
 
 _TRANSFER = (sys.executable, "-I", "-S", str(ROOT / "tests" / "lab" / "transfer.py"))
@@ -28,6 +31,20 @@ def rate_mbit(
     """Median rate of three transfers from a host to another, each of 0.3 s at the expected rate."""
     seen = _transfers(lab, [(source, target)], expected_mbit, 0.3, nic, times=3)[0]
     return statistics.median(num_bytes * 8e-6 / (end - begin) for begin, end, num_bytes in seen)
+
+
+def links_of(lab: Lab, inside: float) -> Links:
+    """Every pair of hosts, both ways, as a transfer between the two finds it; `inside`: bytes per
+    second between ranks of a host, which are not measured."""
+    names = tuple(host.name for host in lab.topology.hosts)
+    rates = np.full((len(names), len(names)), inside)
+    for i, source in enumerate(names):
+        for j, target in enumerate(names):
+            if i != j:
+                expected = lab.topology.mbit(source, target, "eth0")
+                mbit = rate_mbit(lab, source, target, expected)
+                rates[i, j] = mbit * 1e6 / 8
+    return Links(hosts=names, bytes_per_s=rates, latency_s=np.full(rates.shape, 1e-4))
 
 
 def together_mbit(lab: Lab, flows: Sequence[tuple[str, str]], expected_mbit: float) -> float:

@@ -2,13 +2,11 @@
 
 import statistics
 
-import numpy as np
 import pytest
 
 from planner.mapping import map_ranks
 from planner.mesh import Mesh
 from planner.traffic import Traffic
-from profiler.links import Links
 from tests.lab import jobs, measure
 
 pytestmark = [pytest.mark.lab, pytest.mark.distributed, pytest.mark.usefixtures("can_lab")]
@@ -18,21 +16,8 @@ INSIDE = 1e9
 """Bytes per second between ranks of a host: not measured, and of no weight here."""
 
 
-def measured_links(lab) -> Links:
-    """Every pair of hosts, both ways, as a transfer between the two finds it."""
-    names = tuple(host.name for host in lab.topology.hosts)
-    rates = np.full((len(names), len(names)), INSIDE)
-    for i, source in enumerate(names):
-        for j, target in enumerate(names):
-            if i != j:
-                expected = lab.topology.mbit(source, target, "eth0")
-                mbit = measure.rate_mbit(lab, source, target, expected)
-                rates[i, j] = mbit * 1e6 / 8
-    return Links(hosts=names, bytes_per_s=rates, latency_s=np.full(rates.shape, 1e-4))
-
-
 def test_the_map_goes_around_the_bad_link(cluster, ranks):
-    links = measured_links(cluster)
+    links = measure.links_of(cluster, INSIDE)
     hops = 2 * (NUM_RANKS - 1)
     ring = Traffic(axis="dp", shape="ring", num_bytes=hops / NUM_RANKS * NUM_BYTES, messages=hops)
     mapped = map_ranks(Mesh(axes={"dp": NUM_RANKS}), (ring,), links, 2)

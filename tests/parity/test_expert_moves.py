@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from compare import assemble, errors_of
 from fork import run_ranks
 from grid import MIXTRAL, Case, Parts, part_of_batch, reference, trainer_of
 
+from launch.runtime.checkpoint import Checkpoints
 from launch.runtime.expert_moves import Moved, move_experts
 from launch.runtime.trainer import Trainer
 from planner.config import ExpertSlots
@@ -27,6 +29,8 @@ MIXED = ExpertSlots(slots=((0, 6, 2, 5), (4, 1, 3, 7)))
 CROSSED = ExpertSlots(
     slots=((7, 6, 5, 4, 3), (2, 1, 0, 3, 6)), shares=((1, 0.25, 1, 1, 2), (1, 1, 1, 1, 1))
 )
+EMPTY = ExpertSlots(slots=((), tuple(range(8))))
+UNEVEN = ExpertSlots(slots=((7,), (6, 5, 4, 3, 2, 1, 0)))
 FOUR = ExpertSlots(slots=((0, 4), (1, 5), (2, 6), (3, 7)))
 BACK = ExpertSlots(slots=((7, 3), (6, 2), (5, 1), (4, 0)))
 OTHER_SHARES = ExpertSlots(slots=REPLICAS.slots, shares=((1, 1, 2, 1, 3), (1, 1, 1, 1, 0.25)))
@@ -73,6 +77,18 @@ CASES = {
         model=MOE, dp=2, shard=2, zero=2, ep=2, recompute="full", micro_batch=1,
         moves=((1, (MIXED, TURNED)),),
     ),
+    "zero1 ep2 edp2, other numbers of slots": small(
+        model=MOE, shard=4, zero=1, ep=2, experts=(HALVES, REPLICAS),
+        moves=((1, (REPLICAS, UNEVEN)), (2, (UNEVEN, CROSSED)), (3, (HALVES, TURNED))), steps=5,
+    ),
+    "zero3 ep2 edp2, other numbers of slots, recomputation": small(
+        model=DROP, shard=4, zero=3, ep=2, recompute="full", micro_batch=1,
+        moves=((1, (UNEVEN, REPLICAS)), (3, (REPLICAS, UNEVEN))), steps=5,
+    ),
+    "hsdp pp2 ep2 edp2, other numbers of slots": small(
+        model=MOE, pp=2, dp=2, shard=2, zero=2, ep=2, micro_batch=1,
+        moves=((1, (UNEVEN, REPLICAS)), (2, (TURNED, UNEVEN))),
+    ),
     "zero3 ep2 etp2, sgd": small(
         model=MOE, shard=4, zero=3, ep=2, etp=2, optimizer="sgd", moves=((1, (MIXED, REPLICAS)),)
     ),
@@ -91,6 +107,9 @@ BYTES = {
     ),
     "ep2 edp2, sharded": small(
         model=MOE, shard=4, zero=1, ep=2, moves=((1, (TURNED, MIXED)),), ranks=(3, 0, 2, 1)
+    ),
+    "ep2 edp2, sharded, other numbers of slots": small(
+        model=MOE, shard=4, zero=3, ep=2, moves=((1, (UNEVEN, REPLICAS)),)
     ),
     "pp2 ep2 etp2": small(
         model=MOE, pp=2, dp=4, ep=2, etp=2, micro_batch=1, moves=((1, (REPLICAS, TURNED)),)
@@ -141,6 +160,9 @@ def test_nothing_is_sent_where_nothing_changes() -> None:
 BF16 = {
     "sizes change": small(model=MOE, dp=2, ep=2, moves=((1, (HALVES, REPLICAS)),)),
     "zero2 edp2": small(model=MOE, shard=4, zero=2, ep=2, moves=((1, (TURNED, MIXED)),)),
+    "zero3 edp2, sizes change": small(
+        model=MOE, shard=4, zero=3, ep=2, moves=((1, (UNEVEN, REPLICAS)),)
+    ),
     "zero1, experts whole": small(
         model=DROP, shard=2, zero=1, ep=2, moves=((1, (REPLICAS, HALVES)),)
     ),
@@ -184,6 +206,42 @@ def test_weights_and_moments_are_the_same_bits_elsewhere(name: str) -> None:
         assert torch.equal(value, after[key]), key
 
 
+SAVED = {
+    "zero3 edp2, other numbers of slots": small(
+        model=MOE, shard=4, zero=3, ep=2, moves=((1, (UNEVEN, REPLICAS)),)
+    ),
+    "zero1 edp2, replicas gone": small(
+        model=MOE, shard=4, zero=1, ep=2, experts=(REPLICAS, CROSSED),
+        moves=((1, (TURNED, UNEVEN)),),
+    ),
+}  # fmt: skip
+
+
+def _saved(case: Case, root: Path) -> tuple[list[float], list[float], bool]:
+    """Losses after a move, of the trainer and of one that goes on from its checkpoint; whether
+    experts are in the same places there."""
+    trainer, again = trainer_of(case), trainer_of(case)
+    _step(trainer, case, 0)
+    move_experts(trainer, case.moves[0][1])
+    checkpoints = Checkpoints(trainer, root, keep=1)
+    checkpoints.save(1)
+    checkpoints.wait()
+    resumed = Checkpoints(again, root, keep=1)
+    folder = resumed.newest()
+    assert folder is not None
+    assert resumed.load(folder, experts_too=True) == 1
+    losses = [[_step(each, case, step) for step in (1, 2)] for each in (trainer, again)]
+    return losses[0], losses[1], again.placement == trainer.placement
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_training_goes_on_from_a_checkpoint_after_a_move(name: str, tmp_path: Path) -> None:
+    case = SAVED[name]
+    for still, resumed, same in run_ranks(case.config.num_devices, _saved, case, tmp_path):
+        assert same
+        assert resumed == pytest.approx(still, rel=1e-12, nan_ok=True)
+
+
 def _refused(case: Case) -> tuple[str, list[float]]:
     """What is said, and the losses of two steps around it: nothing was moved."""
     trainer = trainer_of(case)
@@ -196,11 +254,11 @@ def _refused(case: Case) -> tuple[str, list[float]]:
 @pytest.mark.parametrize(
     ("case", "why"),
     [
-        (small(model=MOE, shard=4, zero=2, ep=2, moves=((1, (HALVES, MIXED)),)), "number of slots"),
+        (small(model=MOE, shard=4, zero=2, ep=2, moves=((1, (EMPTY, MIXED)),)), "its last"),
         (small(model=MOE, dp=2, ep=2, moves=((1, (HALVES,)),)), "1 layers are placed"),
         (small(model=MOE, dp=4, ep=4, moves=((1, (HALVES, HALVES)),)), "slots for 2 ranks"),
     ],
-    ids=["zero-sizes", "layers", "ranks"],
+    ids=["zero-empty", "layers", "ranks"],
 )
 def test_what_cannot_be_is_refused_before_anything_moves(case: Case, why: str) -> None:
     still = dataclasses.replace(case, moves=())

@@ -16,7 +16,10 @@ from typing import Any
 
 import pytest
 
+from launch.artifact import read_plan
 from launch.checkpoints import checkpoint_root, complete_checkpoints, damage
+from launch.expert_looks import places_of_run, read_looks
+from profiler.codec import to_plain
 from tests.commands import LLAMA, command, meshwright
 
 pytestmark = [pytest.mark.distributed, pytest.mark.started]
@@ -122,12 +125,22 @@ def test_experts_that_moved_are_where_they_were_after_a_restart(tmp_path: Path) 
     assert {step % EVERY for step in found} == {0}
     assert [row["num_moves"] for row in _rows(run, 0)[1:]][-1] == len(found)
     assert stderr.count("experts move before step ") >= len(found)
+    looks = read_looks(run)
+    assert {look.step for look in looks if look.layers and look.counts} == set(found)
+    again_at = next(row["step"] for row in _rows(run, 0)[1:] if row["attempt"] == 1)
+    counted = [look.step for look in looks if look.counts]  # what the fault undid is cut off
+    assert counted == [step for step in range(EVERY, STEPS, EVERY) if step != again_at]
+    assert [look.step for look in looks if not look.counts] == [again_at]
+    tokens = 2 * read_plan(tmp_path / "plan.json").job.tokens_per_step
+    assert all(sum(row) == EVERY * tokens for row in looks[0].counts)
     shown = meshwright(tmp_path, "launch", "--status", run).stdout
     assert f"experts moved {len(found)} time" in shown
     again = ("--warmup", 2, "--steps", STEPS, "--resume", run, "--runs", "on", *moves)
     meshwright(tmp_path, "launch", "plan.json", *again)
     newest = max((run / "checkpoints").iterdir()) / "training.json"
     assert json.loads(newest.read_text())["experts"]
+    on = json.loads((_run_dir(tmp_path, "on") / "experts.jsonl").read_text().splitlines()[0])
+    assert on["layers"] == to_plain(places_of_run(read_plan(tmp_path / "plan.json"), run)[0])
 
 
 def test_without_restarts_the_killed_rank_is_named(

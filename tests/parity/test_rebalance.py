@@ -13,18 +13,19 @@ from compare import compare, outcome
 from fork import run_ranks
 from grid import Case, part_of_batch, parts_of, trainer_of
 
+from launch.checkpoints import places_in
 from launch.recipe import recipe_of
-from launch.runtime.checkpoint import Checkpoints, places_in
+from launch.runtime.checkpoint import Checkpoints
 from launch.runtime.rebalance import Rebalancer
 from launch.runtime.trainer import Trainer
 from planner.config import ExpertSlots
 from planner.expert_moves import placed_experts
 from planner.given import LayoutFile, plan_for
 from planner.plan import Plan
-from planner.rebalance import by_load, fullest
 from profiler.analytic import analytic_profile
 from profiler.catalog import resolve_cluster
 from profiler.codec import replace
+from tests.unit.routed import fullest, level_places
 
 pytestmark = pytest.mark.distributed
 
@@ -181,4 +182,5 @@ def test_every_choice_is_counted_once(recompute: Any) -> None:
 def test_equal_counts_give_equal_places() -> None:
     counts = torch.randint(0, 1000, (2, 8), generator=torch.Generator().manual_seed(1)).numpy()
     start = (REPLICAS, REPLICAS)
-    assert by_load(counts, start) == by_load(counts.copy(), start)
+    places = level_places(2, 2)
+    assert places.place(counts, start) == places.place(counts.copy(), start)

@@ -5,6 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from planner.config import ExpertSlots
+from planner.expert_placement import Floats, Ranks, Rates, parts_of
+from planner.routed_places import Group, RoutedPlaces
+from profiler.routing.trace import Counts
 from solvers.experts.exact import assignments
 from solvers.experts.problem import Ints, Problem
 from solvers.experts.score import count
@@ -64,3 +68,20 @@ def least(problem: Problem, objective: Objective) -> float:
         for chain in product(states, repeat=problem.num_layers)
     ]
     return float(min(costs))
+
+
+def fullest(counts: Counts, experts: tuple[ExpertSlots, ...]) -> Floats:
+    """[layers]: the largest load of a rank."""
+    num = counts.shape[1]
+    loads = [row @ parts_of(slots, num) for row, slots in zip(counts, experts, strict=True)]
+    return np.array([load.max() for load in loads])
+
+
+def level_places(num_layers: int, num_ranks: int, choice_s: float = 1.0) -> RoutedPlaces:
+    """By load alone, on ranks of one node: `choice_s` for each choice of the fullest."""
+    ranks = Ranks(
+        num_ranks=num_ranks, ranks_per_node=num_ranks, slots_per_rank=1,
+        rates=Rates(compute_s=choice_s, intra_s=0.0, inter_s=0.0),
+    )  # fmt: skip
+    order = tuple(range(num_ranks))
+    return RoutedPlaces([Group(ranks=ranks, layers=tuple(range(num_layers)), order=order)])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from planner.config import ExpertSlots
 from planner.expert_moves import (
     MoveRates,
-    check_sizes,
+    check_empty,
     expert_transfers,
     placed_experts,
     state_bytes,
@@ -114,12 +114,13 @@ def test_rates_are_measured_where_they_can_be():
     assert (found.inside, found.between, found.source) == (8.0, (3.5, 3.0), "measured links")
 
 
-def test_zero_keeps_the_number_of_slots():
+def test_zero_leaves_no_rank_empty():
     config, placement = layout(MOE, dp_shard=4, zero=1, ep=2)
     old = placed_experts(MOE, config, placement)
-    other = (ExpertSlots(slots=((0,), (1, 2, 3))),) * MOE.num_moe_layers
-    with pytest.raises(UserError, match=r"layer 0 .* \[1, 3\] slots .* in place of \[2, 2\]"):
-        check_sizes(config, old, other)
-    check_sizes(config, old, (ExpertSlots(slots=((3, 1), (0, 2))),) * MOE.num_moe_layers)
-    check_sizes(dataclasses.replace(config, dp_shard=1, dp_replicate=4, zero=0), old, other)
-    check_sizes(dataclasses.replace(config, dp_shard=2, dp_replicate=1), old, other)  # edp 1
+    other = (ExpertSlots(slots=((), (0, 1, 2, 3))),) * MOE.num_moe_layers
+    for before, after, sizes in ((old, other, r"\[0, 4\]"), (other, old, r"\[2, 2\]")):
+        with pytest.raises(UserError, match=f"layer 0 would have {sizes} slots"):
+            check_empty(config, before, after)
+    check_empty(config, old, (ExpertSlots(slots=((3,), (1, 0, 2))),) * MOE.num_moe_layers)
+    check_empty(dataclasses.replace(config, dp_shard=1, dp_replicate=4, zero=0), old, other)
+    check_empty(dataclasses.replace(config, dp_shard=2, dp_replicate=1), old, other)  # edp 1
