@@ -72,7 +72,7 @@ def link_bounds(problem: Problem, objective: str) -> Floats:
 
 def _home_bound(problem: Problem) -> Floats:
     """[layers]: seconds of the busiest node's and rank's fewest copies."""
-    unlike = problem.near_s is not None or problem.far_s is not None
+    unlike = np.ptp(problem.inside_s) > 0 or np.ptp(problem.between_s) > 0
     if unlike:
         near_s, far_s = _level_s(problem.inside_s), _level_s(problem.between_s)
         problem = replace(problem, near_s=near_s, far_s=far_s)

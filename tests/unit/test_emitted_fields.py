@@ -129,8 +129,10 @@ CONFIG = {
     "cp_heads": {"cp": 4, "cp_method": "hybrid", "cp_heads": 2},
     "offload": {"offload": "optimizer"},
 }  # fmt: skip
-ROUTED = {"ep": {"ep": 4}, "etp": {"tp": 2, "etp": 2}}
-BASES = {"schedule": "pp", "vpp": "pp", "cp_method": "cp", "cp_heads": "cp", "etp": "tp"}
+ROUTED = {
+    "ep": {"ep": 4}, "etp": {"tp": 2, "etp": 2}, "ep_overlap": {"ep": 4, "ep_overlap": 2},
+}  # fmt: skip
+BASES = {"schedule": "pp", "vpp": "pp", "cp_method": "cp", "cp_heads": "cp", "etp": "tp", "ep_overlap": "ep"}
 """The change that a field's own is compared with."""
 
 

@@ -184,7 +184,7 @@ def test_raw_tokens_need_a_header_that_fits(tmp_path: Path) -> None:
         '{"dtype": "uint16"}': f"{header}:1: key `vocab_size` is missing",
         '{"dtype": "int64", "vocab_size": 9}': f"{header}:1: `dtype`: input should be 'uint16' or",
         '{"dtype": "uint16", "vocab_sise": 9}': f"{header}:1: unknown key `vocab_sise`",
-        "": f"{header}:1: not JSON",
+        "": f"{header}: the file is empty",
     }.items():
         header.write_text(content)
         assert str(_refusal(path)).startswith(message)
