@@ -132,7 +132,14 @@ CONFIG = {
 ROUTED = {
     "ep": {"ep": 4}, "etp": {"tp": 2, "etp": 2}, "ep_overlap": {"ep": 4, "ep_overlap": 2},
 }  # fmt: skip
-BASES = {"schedule": "pp", "vpp": "pp", "cp_method": "cp", "cp_heads": "cp", "etp": "tp", "ep_overlap": "ep"}
+BASES = {
+    "schedule": "pp",
+    "vpp": "pp",
+    "cp_method": "cp",
+    "cp_heads": "cp",
+    "etp": "tp",
+    "ep_overlap": "ep",
+}
 """The change that a field's own is compared with."""
 
 

@@ -265,7 +265,10 @@ def test_a_pinned_split_leaves_as_many_stages():
     [
         (pins(schedule=["1f2b"]), "`--pin` does not know schedule `1f2b`"),
         (pins(schedule=["table"]), "`--pin` does not know schedule `table`"),
-        (SearchOptions(pin={}, forbid={"tp": ("two",)}), "`--forbid tp=two` is no whole number from 1 on"),
+        (
+            SearchOptions(pin={}, forbid={"tp": ("two",)}),
+            "`--forbid tp=two` is no whole number from 1 on",
+        ),
         (pins(mbs=["1" * 10]), "is no whole number from 1 on"),
     ],
 )
