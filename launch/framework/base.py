@@ -96,6 +96,14 @@ def check_emittable(plan: Plan) -> None:
     check_interfaces(plan)
 
 
+def in_row_major_order(plan: Plan, title: str, refusals: Iterable[Refusal]) -> Plan:
+    """The plan with its ranks in the order of its coordinates, as most frameworks number them;
+    `UserError` for one that cannot be, or with all that is refused."""
+    check_emittable(plan)
+    refuse(plan, title, refusals)
+    return in_order_of(plan, range(plan.chosen.config.num_devices))
+
+
 _OWN_RUNTIME = (
     "data", "weights", "resume", "trace", "record_routing", "rebalance_experts_every",
     "keep_checkpoints", "max_restarts",
@@ -110,6 +118,11 @@ def not_carried(recipe: Recipe, done: Iterable[str] = ()) -> tuple[str, ...]:
     asked = [name for name in _OWN_RUNTIME if getattr(recipe, name) != getattr(plain, name)]
     found = [name for name in asked if name not in done]
     return (f"of the recipe, {', '.join(found)} is left out.",) if found else ()
+
+
+def wsd_decay_steps(recipe: Recipe) -> int:
+    """Whole steps of the final decay of `wsd`."""
+    return max(1, round(recipe.lr_steps * recipe.wsd_decay_share))
 
 
 def in_order_of(plan: Plan, coordinates: Sequence[int]) -> Plan:
