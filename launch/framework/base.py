@@ -13,6 +13,7 @@ from itertools import pairwise
 
 from launch.framework.native import check_interfaces
 from launch.recipe import Recipe
+from planner.config import Placement
 from planner.layout import check_devices_of, check_layout
 from planner.plan import Plan
 from planner.where import nodes_of_ranks
@@ -136,7 +137,16 @@ def in_order_of(plan: Plan, coordinates: Sequence[int]) -> Plan:
     device_of = placement.devices or tuple(ranks)
     devices = tuple(device_of[at] for at in coordinates)
     moved = replace(placement, ranks=(), devices=devices)
+    if placement.interfaces:  # of the nodes in the order of their ranks
+        name_of = dict(zip(_nodes(plan, placement), placement.interfaces, strict=True))
+        names = tuple(name_of[node] for node in _nodes(plan, moved))
+        moved = replace(moved, interfaces=names)
     return replace(plan, chosen=replace(chosen, placement=moved))
+
+
+def _nodes(plan: Plan, placement: Placement) -> list[int]:
+    """The nodes that are used, in the order of their first ranks."""
+    return list(dict.fromkeys(nodes_of_ranks(plan.cluster, plan.chosen.config, placement)))
 
 
 def has_runs(plan: Plan) -> bool:
@@ -174,16 +184,20 @@ def script(plan: Plan, emitted: Emitted) -> str:
 
 def _interface(plan: Plan) -> list[str]:
     """Lines that keep the ranks' sockets, and NCCL's first messages, to the plan's interface of
-    their node: nodes are counted by NODE_RANK, or by Slurm's tasks where it starts one on each."""
+    their node, which is known by NODE_RANK, or where each rank is started, by its RANK."""
     names = plan.chosen.placement.interfaces
     if not names:
         return []
     if len(set(names)) == 1:
         return [f"export NCCL_SOCKET_IFNAME={shlex.quote(names[0])}"
                 f" GLOO_SOCKET_IFNAME={shlex.quote(names[0])}"]  # fmt: skip
-    own = '"${INTERFACES[${NODE_RANK:-${SLURM_PROCID:-0}}]}"'
+    used = _nodes(plan, plan.chosen.placement)
+    nodes = nodes_of_ranks(plan.cluster, plan.chosen.config, plan.chosen.placement)
+    own = '"${INTERFACES[${NODE_RANK:-0}]}"'
     return [
         f"INTERFACES=({' '.join(map(shlex.quote, names))})",
+        f"NODES=({' '.join(str(used.index(node)) for node in nodes)})  # of the ranks",
+        'if [ -z "${NODE_RANK:-}" ] && [ -n "${RANK:-}" ]; then NODE_RANK=${NODES[RANK]}; fi',
         f"export NCCL_SOCKET_IFNAME={own} GLOO_SOCKET_IFNAME={own}",
     ]
 
