@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import yaml
 
 from launch.framework import library_words as words
-from launch.framework.base import Emitted, Refusal, check_emittable, in_order_of, refuse
+from launch.framework.base import Emitted, Refusal, in_row_major_order
 from launch.framework.native import DEFAULT_PORT, nodes_of
 from launch.recipe import Recipe
 from planner.plan import Plan
@@ -23,9 +23,7 @@ _COMM = {"ring": "alltoall", "all_gather": "allgather"}
 def emit(plan: Plan, recipe: Recipe) -> tuple[Plan, Emitted]:
     """The plan with its ranks in the mesh's order, and its file; `UserError` where Accelerate
     cannot run it."""
-    check_emittable(plan)
-    refuse(plan, RELEASE, refusals(plan))
-    ordered = in_order_of(plan, range(plan.chosen.config.num_devices))
+    ordered = in_row_major_order(plan, RELEASE, refusals(plan))
     config = plan.chosen.config
     note = (
         f"# Plan {plan.id}, {config.label}, for {RELEASE}.\n"
@@ -53,16 +51,14 @@ def refusals(plan: Plan) -> Iterator[Refusal]:
     config = plan.chosen.config
     yield from words.no_axes(plan, "it", "pp", "ep", "etp")
     yield from words.no_placement(plan)
-    if plan.job.precision not in ("bf16", "fp16", "fp32"):
-        yield Refusal(f"no file is written for {plan.job.precision}", option="--precision bf16")
+    yield from words.no_precision_but(plan, "bf16", "fp16", "fp32")
     if config.zero == 1:
         yield Refusal("FSDP2 shards gradients with the optimizer", "zero=2")
     elif config.zero == 0 and config.dp_replicate > 1 and config.tp * config.cp > 1:
         yield Refusal("it replicates nothing but whole models without sharding", "zero=2")
     if config.cp > 1 and config.cp_method not in _COMM:
         yield Refusal(f"it has no cp by {config.cp_method} with FSDP2", "cp_method=all_gather")
-    if words.recompute_of(plan) == "selective":
-        yield Refusal("it recomputes whole layers or none", "recompute=full")
+    yield from words.no_selective(plan)
     if config.offload != "none":
         yield Refusal(f"FSDP2 has no offload of {config.offload} alone", "offload=none")
 

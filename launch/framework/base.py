@@ -13,6 +13,7 @@ from itertools import pairwise
 
 from launch.framework.native import check_interfaces
 from launch.recipe import Recipe
+from planner.config import Placement
 from planner.layout import check_devices_of, check_layout
 from planner.plan import Plan
 from planner.where import nodes_of_ranks
@@ -96,6 +97,14 @@ def check_emittable(plan: Plan) -> None:
     check_interfaces(plan)
 
 
+def in_row_major_order(plan: Plan, title: str, refusals: Iterable[Refusal]) -> Plan:
+    """The plan with its ranks in the order of its coordinates, as most frameworks number them;
+    `UserError` for one that cannot be, or with all that is refused."""
+    check_emittable(plan)
+    refuse(plan, title, refusals)
+    return in_order_of(plan, range(plan.chosen.config.num_devices))
+
+
 _OWN_RUNTIME = (
     "data", "weights", "resume", "trace", "record_routing", "rebalance_experts_every",
     "keep_checkpoints", "max_restarts",
@@ -112,6 +121,11 @@ def not_carried(recipe: Recipe, done: Iterable[str] = ()) -> tuple[str, ...]:
     return (f"of the recipe, {', '.join(found)} is left out.",) if found else ()
 
 
+def wsd_decay_steps(recipe: Recipe) -> int:
+    """Whole steps of the final decay of `wsd`."""
+    return max(1, round(recipe.lr_steps * recipe.wsd_decay_share))
+
+
 def in_order_of(plan: Plan, coordinates: Sequence[int]) -> Plan:
     """The plan with rank i at coordinate `coordinates[i]`, on the device that the plan gives it.
 
@@ -123,7 +137,16 @@ def in_order_of(plan: Plan, coordinates: Sequence[int]) -> Plan:
     device_of = placement.devices or tuple(ranks)
     devices = tuple(device_of[at] for at in coordinates)
     moved = replace(placement, ranks=(), devices=devices)
+    if placement.interfaces:  # of the nodes in the order of their ranks
+        name_of = dict(zip(_nodes(plan, placement), placement.interfaces, strict=True))
+        names = tuple(name_of[node] for node in _nodes(plan, moved))
+        moved = replace(moved, interfaces=names)
     return replace(plan, chosen=replace(chosen, placement=moved))
+
+
+def _nodes(plan: Plan, placement: Placement) -> list[int]:
+    """The nodes that are used, in the order of their first ranks."""
+    return list(dict.fromkeys(nodes_of_ranks(plan.cluster, plan.chosen.config, placement)))
 
 
 def has_runs(plan: Plan) -> bool:
@@ -174,7 +197,7 @@ def _interface(plan: Plan) -> list[str]:
         return [f"export NCCL_SOCKET_IFNAME={shlex.quote(names[0])}"
                 f" GLOO_SOCKET_IFNAME={shlex.quote(names[0])}"]  # fmt: skip
     of_ranks = nodes_of_ranks(plan.cluster, plan.chosen.config, plan.chosen.placement)
-    order = list(dict.fromkeys(of_ranks))
+    order = _nodes(plan, plan.chosen.placement)
     own = '"${INTERFACES[node]}"'
     return [
         f"INTERFACES=({' '.join(map(shlex.quote, names))})  # of the nodes",

@@ -8,7 +8,7 @@ engine, whose ranks are (pipe, data) and (data, tensor), row-major. Source: its 
 from collections.abc import Iterator
 
 from launch.framework import library_words as words
-from launch.framework.base import Emitted, Need, Refusal, check_emittable, in_order_of, refuse
+from launch.framework.base import Emitted, Need, Refusal, in_row_major_order
 from launch.recipe import Recipe
 from planner.plan import Plan
 from profiler.codec import canonical
@@ -22,11 +22,10 @@ _STAGES = Need(
 def emit(plan: Plan, recipe: Recipe) -> tuple[Plan, Emitted]:
     """The plan with its ranks in DeepSpeed's order, and its file; `UserError` where DeepSpeed
     cannot run it."""
-    check_emittable(plan)
-    refuse(plan, RELEASE, refusals(plan))
+    ordered = in_row_major_order(plan, RELEASE, refusals(plan))
     config = plan.chosen.config
     pipeline = (f'"$STAGES_ARG" {config.pp}',) if config.pp > 1 else ()
-    return in_order_of(plan, range(config.num_devices)), Emitted(
+    return ordered, Emitted(
         title=RELEASE,
         files={"deepspeed.json": canonical(settings(plan, recipe))},
         words=(
@@ -44,8 +43,7 @@ def refusals(plan: Plan) -> Iterator[Refusal]:
     c = plan.chosen.config
     yield from words.no_axes(plan, "its file", "cp", "ep", "etp")
     yield from words.no_placement(plan)
-    if plan.job.precision not in ("bf16", "fp16", "fp32"):
-        yield Refusal(f"no file is written for {plan.job.precision}", option="--precision bf16")
+    yield from words.no_precision_but(plan, "bf16", "fp16", "fp32")
     if c.pp > 1 and (c.schedule != "1f1b" or c.vpp > 1):
         yield Refusal(f"its pipeline runs 1f1b, not {c.schedule}", "schedule=1f1b")
     if c.pp > 1 and c.tp > 1:

@@ -92,7 +92,7 @@ def write(
     ordered, emitted = _EMITTERS[name](plan, recipe)
     done = ("max_restarts",) if isinstance(scheduler, (Slurm, Kubernetes)) else ()
     emitted = replace(emitted, differs=(*emitted.differs, *not_carried(recipe, done)))
-    files = {**emitted.files, SCRIPT_NAME: script(plan, emitted)}
+    files = {**emitted.files, SCRIPT_NAME: script(ordered, emitted)}
     if scheduler is None:
         several = len(set(nodes_of(ordered))) > 1
         return Written(

@@ -39,6 +39,18 @@ def unsaid(model: ModelSpec, said: frozenset[str]) -> Iterator[Refusal]:
             yield Refusal(f"no {field.name} `{value}` is written for it")
 
 
+def no_precision_but(plan: Plan, *known: str) -> Iterator[Refusal]:
+    """Number formats that nothing is written for."""
+    if plan.job.precision not in known:
+        yield Refusal(f"no file is written for {plan.job.precision}", option="--precision bf16")
+
+
+def no_selective(plan: Plan) -> Iterator[Refusal]:
+    """Recomputation of parts of a layer."""
+    if recompute_of(plan) == "selective":
+        yield Refusal("it recomputes whole layers or none", "recompute=full")
+
+
 def no_axes(plan: Plan, title: str, *axes: str) -> Iterator[Refusal]:
     """Degrees that it lacks."""
     for axis in axes:

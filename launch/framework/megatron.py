@@ -31,6 +31,7 @@ from launch.framework.base import (
     has_runs,
     in_order_of,
     refuse,
+    wsd_decay_steps,
 )
 from launch.framework.megatron_model import Option
 from launch.recipe import Recipe
@@ -309,8 +310,8 @@ def training(job: JobSpec, config: ParallelConfig, recipe: Recipe) -> list[Optio
         ("--log-throughput",),
     ]
     if recipe.lr_schedule == "wsd":
-        decay = max(1, round(recipe.lr_steps * recipe.wsd_decay_share))
-        options += [("--lr-wsd-decay-style", "minus_sqrt"), ("--lr-wsd-decay-iters", str(decay))]
+        decay = str(wsd_decay_steps(recipe))
+        options += [("--lr-wsd-decay-style", "minus_sqrt"), ("--lr-wsd-decay-iters", decay)]
     if recipe.checkpoint_every:
         # From an empty folder it loads nothing; a run that is started again goes on.
         options += [("--save", "$SAVE"), ("--load", "$SAVE")]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import yaml
 
 from launch.framework import library_words as words
-from launch.framework.base import Emitted, Need, Refusal, check_emittable, in_order_of, refuse
+from launch.framework.base import Emitted, Need, Refusal, in_row_major_order, wsd_decay_steps
 from launch.recipe import Recipe
 from planner.plan import Plan
 from profiler.model import ModelSpec
@@ -38,10 +38,9 @@ _FILL = (
 def emit(plan: Plan, recipe: Recipe) -> tuple[Plan, Emitted]:
     """The plan with its ranks in nanotron's order, and its file; `UserError` where nanotron cannot
     run it."""
-    check_emittable(plan)
-    refuse(plan, TITLE, refusals(plan))
+    ordered = in_row_major_order(plan, TITLE, refusals(plan))
     note = f"# Plan {plan.id}, {plan.chosen.config.label}, for {TITLE}.\n"
-    return in_order_of(plan, range(plan.chosen.config.num_devices)), Emitted(
+    return ordered, Emitted(
         title=TITLE,
         files={"nanotron.yaml": note + yaml.safe_dump(settings(plan, recipe), sort_keys=False)},
         words=('"$NANOTRON/run_train.py" --config-file "$RUN"',),
@@ -58,8 +57,7 @@ def refusals(plan: Plan) -> Iterator[Refusal]:
     yield from words.no_axes(plan, "it", "vpp", "cp", "ep", "etp")
     yield from words.no_placement(plan)
     yield from _of_model(model)
-    if plan.job.precision not in ("bf16", "fp32"):
-        yield Refusal(f"no file is written for {plan.job.precision}", option="--precision bf16")
+    yield from words.no_precision_but(plan, "bf16", "fp32")
     if config.schedule not in _ENGINES:
         yield Refusal(f"it has no schedule {config.schedule}", "schedule=1f1b")
     if config.schedule == "1f1b" and config.num_microbatches(plan.job) < config.pp - 1:
@@ -68,8 +66,7 @@ def refusals(plan: Plan) -> Iterator[Refusal]:
         yield Refusal("its ZeRO is of stage 1", "zero=1")
     if config.zero and config.dp_replicate > 1:
         yield Refusal("it shards over all replicas", "dp_replicate=1")
-    if words.recompute_of(plan) == "selective":
-        yield Refusal("it recomputes whole layers or none", "recompute=full")
+    yield from words.no_selective(plan)
     if config.offload != "none":
         yield Refusal("it keeps all in the devices' memory", "offload=none")
 
@@ -169,7 +166,7 @@ def _optimizer(plan: Plan, recipe: Recipe) -> dict[str, object]:
     if recipe.lr_schedule == "cosine":
         schedule["lr_decay_steps"] = max(1, recipe.lr_steps - recipe.lr_warmup_steps)
     elif recipe.lr_schedule == "wsd":
-        decay = max(1, round(recipe.lr_steps * recipe.wsd_decay_share))
+        decay = wsd_decay_steps(recipe)
         schedule |= {"lr_decay_steps": decay, "lr_decay_starting_step": recipe.lr_steps - decay}
     return {
         "zero_stage": plan.chosen.config.zero,

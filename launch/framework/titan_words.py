@@ -8,7 +8,12 @@ row-major: those of `planner.config`. Source: `torchtitan/distributed/parallel_d
 from collections.abc import Iterator
 
 from launch.framework.base import Need, Refusal
-from launch.framework.library_words import no_placement, recompute_of, unsaid
+from launch.framework.library_words import (
+    no_placement,
+    no_precision_but,
+    recompute_of,
+    unsaid,
+)
 from launch.recipe import Recipe
 from planner.config import ParallelConfig
 from planner.plan import Plan
@@ -49,8 +54,7 @@ def refusals(plan: Plan) -> Iterator[Refusal]:
     """What none of the releases can."""
     yield from _of_model(plan.model)
     c = plan.chosen.config
-    if plan.job.precision not in ("bf16", "fp32"):
-        yield Refusal(f"no recipe is written for {plan.job.precision}", option="--precision bf16")
+    yield from no_precision_but(plan, "bf16", "fp32")
     if c.zero == 1:
         yield Refusal("it shards gradients with the optimizer", "zero=2")
     elif c.zero == 0 and c.dp_replicate > 1 and c.num_devices > c.dp_replicate and c.cp == 1:

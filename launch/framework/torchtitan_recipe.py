@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 
 from launch.framework import titan_words as words
-from launch.framework.base import Emitted, Refusal, check_emittable, in_order_of, refuse
+from launch.framework.base import Emitted, Refusal, in_row_major_order
 from launch.framework.library_words import recompute_of
 from launch.framework.titan_words import FAMILIES, Value
 from launch.recipe import Recipe
@@ -41,9 +41,8 @@ from torchtitan.trainer import Trainer
 def emit(plan: Plan, recipe: Recipe) -> tuple[Plan, Emitted]:
     """The plan with its ranks in torchtitan's order, and its files; `UserError` where it cannot run
     it."""
-    check_emittable(plan)
-    refuse(plan, RELEASE, [*words.refusals(plan), *_refusals(plan)])
-    return in_order_of(plan, range(plan.chosen.config.num_devices)), Emitted(
+    ordered = in_row_major_order(plan, RELEASE, [*words.refusals(plan), *_refusals(plan)])
+    return ordered, Emitted(
         title=RELEASE,
         files={"planned.py": recipe_module(plan, recipe)},
         words=(

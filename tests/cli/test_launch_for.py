@@ -199,3 +199,21 @@ def test_a_host_that_inherits_nothing_reads_the_settings(meshwright, tmp_path):
     assert (done.returncode, done.stdout.split()[0]) == (0, "/m/pretrain_gpt.py")
     settings.unlink()
     assert run_script(tmp_path / "out", "echo").returncode == 2
+
+
+def test_each_node_has_the_interface_that_the_plan_gives_it(meshwright, tmp_path):
+    """The plan's rank 0 is on the first node; Megatron's, coordinate 0, on the second."""
+    placed = {"ranks": (2, 3, 0, 1), "interfaces": ("ib0", "ib1")}
+    plan = plan_of("llama3-8b", "h100-2x2", dp_shard=4, zero=1, placement=placed)
+    emitted(meshwright, plan, "--for", "megatron", "-o", "out")
+    given = {"MEGATRON": "/m", "DATA_PATH": "mock"}
+    show = ("bash", "-c", "echo $NCCL_SOCKET_IFNAME $GLOO_SOCKET_IFNAME")
+    for where, name in (
+        ({}, "ib1"),
+        ({"NODE_RANK": "1"}, "ib0"),
+        ({"RANK": "1"}, "ib1"),
+        ({"RANK": "2"}, "ib0"),
+        ({"RANK": "0", "NODE_RANK": "1"}, "ib0"),  # a pod's own number is no rank
+    ):
+        done = run_script(tmp_path / "out", *show, **given, **where)
+        assert done.stdout == f"{name} {name}\n", done.stderr

@@ -82,11 +82,16 @@ def on_cpu():
 
 def arguments(argv):
     """What Megatron-LM makes of a command line; it raises for what it does not take."""
-    from megatron.training.arguments import parse_args, validate_args
+    from megatron.training.arguments import (
+        core_transformer_config_from_args,
+        parse_args,
+        validate_args,
+    )
 
     sys.argv = ["pretrain_gpt.py", *argv]
     args = parse_args()
     validate_args(args)
+    core_transformer_config_from_args(args)
     return {name: getattr(args, name) for name in ARGUMENTS}
 
 

@@ -24,7 +24,7 @@ RANKS = (2, 3, 0, 1)
 """Of the coordinates (pp, dp): the first stage is on the second host."""
 HOSTS = ("host2", "host0")
 LAYOUT = (
-    f"{{pp: 2, dp_replicate: 2, micro_batch: 1, ranks: {list(RANKS)}, interfaces: [eth0, eth0]}}"
+    f"{{pp: 2, dp_replicate: 2, micro_batch: 1, ranks: {list(RANKS)}, interfaces: [eth0, eth1]}}"
 )
 ENTRY = """
 import json, os, socket, sys
@@ -64,7 +64,9 @@ def check_ranks(folder):
     """Megatron numbers its ranks (pp, dp), as the plan its coordinates."""
     seen = [json.loads((folder / f"rank-{k}.json").read_text()) for k in range(4)]
     assert [each["host"] for each in seen] == [HOSTS[device // 2] for device in RANKS]
-    assert {(each["nic"], each["pp"], each["world"]) for each in seen} == {("eth0", 2, 4)}
+    assert {(each["pp"], each["world"]) for each in seen} == {(2, 4)}
+    # Which the plan names in the order of its own ranks.
+    assert {each["host"]: each["nic"] for each in seen} == {HOSTS[0]: "eth0", HOSTS[1]: "eth1"}
 
 
 def test_ranks_sit_where_the_plan_has_them(lab):

@@ -14,6 +14,7 @@ import yaml
 from kubeflow_trainer_api import models as trainer
 from kubernetes import client
 
+from launch.framework.native import RankProgram
 from launch.scheduler import kubernetes
 from launch.scheduler.kube_manifest import MANIFESTS, PodOptions, manifest_text
 from profiler.catalog import resolve_cluster
@@ -23,9 +24,16 @@ from tests.unit.runs import job_of, plan_of
 PODS = PodOptions(image="registry/meshwright:1", claim="shared", mount=Path("/shared"))
 
 
-def documents(manifest, cluster="h100-2x2"):
+SCRIPT = ("bash", "/shared/runs/p-1/train.sh")
+OF_FRAMEWORK = RankProgram(
+    torchrun=(*SCRIPT, "torchrun"), interpreter=SCRIPT, argv=(), env=(), reads_node=True
+)
+
+
+def documents(manifest, cluster="h100-2x2", program=None):
     plan = replace(plan_of(), cluster=resolve_cluster(cluster))
-    return list(yaml.safe_load_all(manifest_text(manifest, job_of(plan), PODS, "p-1")))
+    job = replace(job_of(plan), program=program)
+    return list(yaml.safe_load_all(manifest_text(manifest, job, PODS, "p-1")))
 
 
 def as_published(document):
@@ -78,10 +86,11 @@ def lost(given, back, path=""):
     return [] if str(given) == str(back) else [f"{path}: {given!r} is {back!r}"]
 
 
+@pytest.mark.parametrize("program", [None, OF_FRAMEWORK], ids=["runtime", "framework"])
 @pytest.mark.parametrize("cluster", ["cpu-2x2", "h100-2x2"])
 @pytest.mark.parametrize("manifest", MANIFESTS)
-def test_the_published_models_know_all_fields(manifest, cluster):
-    for document in documents(manifest, cluster):
+def test_the_published_models_know_all_fields(manifest, cluster, program):
+    for document in documents(manifest, cluster, program):
         assert lost(document, as_published(document)) == []
 
 

@@ -92,7 +92,7 @@ def test_micro_batches_with_and_without_a_pipeline():
         (torchtitan_recipe.emit, "llama3-8b", {"pp": 4, "vpp": 2, "schedule": "interleaved", "batch": 11}, "11 micro-batches", "--pin schedule=gpipe"),
         (torchtitan_recipe.emit, "llama3-8b", {"pp": 4, "vpp": 2, "schedule": "dualpipev", "batch": 7}, "7 micro-batches", "--pin schedule=gpipe"),
         (torchtitan_recipe.emit, "llama3-8b", {"cp": 8}, "gathers keys and values over cp", "--pin cp_method=all_gather"),
-        (torchtitan_toml.emit, "llama3-8b", {"dp_shard": 8, "zero": 3, "precision": "fp8"}, "no recipe is written for fp8", "--precision bf16"),
+        (torchtitan_toml.emit, "llama3-8b", {"dp_shard": 8, "zero": 3, "precision": "fp8"}, "no file is written for fp8", "--precision bf16"),
         (torchtitan_toml.emit, "llama3-8b", {"pp": 8, "schedule": "zero_bubble", "precision": "fp8"}, "fp8; no schedule zero_bubble", "--pin schedule=1f1b --precision bf16"),
         (torchtitan_toml.emit, "mixtral-8x7b", {"dp_shard": 8, "zero": 3}, "no model of family `mixtral`", "another framework"),
         (torchtitan_toml.emit, "qwen3-30b-a3b", {"dp_replicate": 4, "dp_shard": 2, "zero": 3, "ep": 4}, "stays within one replica", "--pin dp_replicate=1"),
