@@ -209,7 +209,6 @@ def test_each_node_has_the_interface_that_the_plan_gives_it(meshwright, tmp_path
     given = {"MEGATRON": "/m", "DATA_PATH": "mock"}
     show = ("bash", "-c", "echo $NCCL_SOCKET_IFNAME $GLOO_SOCKET_IFNAME")
     for where, name in (
-        ({}, "ib1"),
         ({"NODE_RANK": "1"}, "ib0"),
         ({"RANK": "1"}, "ib1"),
         ({"RANK": "2"}, "ib0"),
