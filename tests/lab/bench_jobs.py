@@ -67,6 +67,20 @@ def exchange() -> list[tuple[int, float]]:
     return [(num_bytes, timing.median_s) for num_bytes, timing in times]
 
 
+def exchange_after_work(num_bytes: int, products: int, repeats: int) -> list[tuple[float, float]]:
+    """(seconds of some matrix products, seconds in the all-to-all after them), each repeat."""
+    rows, a = torch.randn(num_bytes // 4), torch.randn(128, 128)
+    received, found = torch.empty_like(rows), []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        for _ in range(products):
+            a @ a
+        between = time.perf_counter()
+        dist.all_to_all_single(received, rows)
+        found.append((between - begin, time.perf_counter() - between))
+    return found
+
+
 def speed() -> float:
     """Matrix products per second, all ranks at once."""
     a = torch.randn(128, 128)
