@@ -7,12 +7,12 @@ import subprocess
 import pytest
 
 from launch.scheduler.ssh import Ssh
+from tests.commands import command
 from tests.lab import ssh
 from tests.lab.box import SHARED
 from tests.lab.lab import Lab
 from tests.lab.launching import (
     JOB,
-    argv,
     commands,
     follow,
     hosts_of,
@@ -71,7 +71,7 @@ def test_unlike_nodes_train_one_pipeline(lab):
     """Two ranks on one host, one on the other, the stages as the search splits them."""
     lab.shared("kinds.yaml").write_text(KINDS)
     asked = ("-m", lab.shared("config.json"), "-c", lab.shared("kinds.yaml"), "--pin", "pp=3")
-    made = argv("plan", *asked, *JOB, "-o", lab.shared("kinds.json"), "--json")
+    made = command("plan", *asked, *JOB, "-o", lab.shared("kinds.json"), "--json")
     planned = json.loads(subprocess.run(made, check=True, capture_output=True).stdout)
     assert len(planned["chosen"]["placement"]["stages"]) == 3
     where = ("--on", "ssh", "--hosts", HOSTS, "--runs", SHARED / "kinds")
