@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 
 from planner.config import ExpertSlots, ParallelConfig, Placement
 from planner.expert_moves import Experts
-from planner.expert_placement import Ranks, place, problem_of
+from planner.expert_placement import Ranks, Unlike, place, problem_of
 from planner.grid import Grid
 from planner.pipeline import moe_ranks
-from planner.routed_plan import ranks_of
+from planner.routed_plan import ranks_of, speeds_of
 from planner.where import nodes_of_ranks
 from profiler.codec import replace
 from profiler.job import JobSpec
@@ -94,6 +94,9 @@ def routed_places(
     base = replace(base, rates=replace(base.rates, compute_s=compute_s))
     # Links are between all hosts: those of a group are picked from them.
     ports = ranks_of(profile, job, profile.cluster.num_devices) if profile.links else None
+    groups = profile.cluster.groups
+    kinds = np.repeat(np.arange(len(groups)), [each.num_nodes for each in groups])
+    speeds = speeds_of(profile, job, config.ep, config.etp)
     nodes = nodes_of_ranks(profile.cluster, config, placement)
     grid, stages = Grid(config, placement), moe_ranks(profile.model, config, placement)
     found = []
@@ -101,14 +104,16 @@ def routed_places(
         members = [g for g in grid.groups("ep") if grid.coordinate(g[0])["pp"] == pp]
         table = np.array([[nodes[rank] for rank in group] for group in members])
         layers = tuple(layer for layer, stage in enumerate(stages) if stage == pp)
-        found.append(_group(base, ports, table, layers))
+        found.append(_group(base, ports, table, layers, speeds, kinds))
     return RoutedPlaces(found)
 
 
 def _group(
-    base: Ranks, ports: Ranks | None, table: NDArray[np.int64], layers: tuple[int, ...]
-) -> Group:
-    """`table` [groups, ep]: nodes; `ports`: of all hosts, where links were measured."""
+    base: Ranks, ports: Ranks | None, table: NDArray[np.int64], layers: tuple[int, ...],
+    speeds: Unlike, kind_of_node: NDArray[np.int64],
+) -> Group:  # fmt: skip
+    """`table` [groups, ep]: nodes; `ports`: of all hosts, where links were measured;
+    `kind_of_node` [nodes]: node groups, with their `speeds`."""
     ep = table.shape[1]
     order = np.argsort(table[0], kind="stable")
     per = int((table[0] == table[0][order[0]]).sum())
@@ -119,23 +124,28 @@ def _group(
         order, per, of_node = np.arange(ep), 1, table
     ranks = replace(
         base, ranks_per_node=per, pair_s=None, out_s=None, in_s=None,
-        slowdown=None if base.slowdown is None else base.slowdown[order],
-        near_s=_by_node(base.near_s, base, order, per),
-        far_s=_by_node(base.far_s, base, order, per),
+        slowdown=None, near_s=None, far_s=None,
     )  # fmt: skip
+    if len(speeds.group_compute_s) > 1:
+        ranks = _of_kinds(ranks, speeds, kind_of_node[table], order)
     if ports is not None:
         ranks = _linked(ranks, ports, of_node)
     return Group(ranks=ranks, layers=layers, order=tuple(order.tolist()))
 
 
-def _by_node(
-    values: Floats | None, base: Ranks, order: NDArray[np.intp], per: int
-) -> Floats | None:
-    """`values` of the nodes of `base`, for nodes of `per` ranks that are taken in `order`."""
-    if values is None:
-        return None
-    of_rank = np.repeat(values, base.ranks_per_node)[order]
-    return np.asarray(of_rank.reshape(-1, per).max(axis=1))
+def _of_kinds(
+    ranks: Ranks, speeds: Unlike, kinds: NDArray[np.int64], order: NDArray[np.intp]
+) -> Ranks:
+    """With the speeds of the node groups `kinds` [groups, ep] that places are on, the slowest of
+    all groups counting; `compute_s` being the mean."""
+    compute_s = speeds.group_compute_s[kinds].max(axis=0)[order]
+    copy_s = speeds.group_copy_s[kinds].max(axis=0)[order]
+    far_s = copy_s.reshape(-1, ranks.ranks_per_node).max(axis=1)
+    return replace(
+        ranks,
+        slowdown=compute_s / compute_s.mean() if np.ptp(compute_s) > 0 else None,
+        far_s=far_s if np.ptp(far_s) > 0 else None,
+    )
 
 
 def _linked(ranks: Ranks, ports: Ranks, of_node: NDArray[np.int64]) -> Ranks:

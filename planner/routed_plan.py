@@ -18,6 +18,7 @@ from planner.expert_placement import (
     Floats,
     Ranks,
     Rates,
+    Unlike,
     degrees_of,
     load_of,
     parts_of,
@@ -126,7 +127,7 @@ def _load(
     parts = [parts_of(layer, profile.model.num_experts) for layer in layers]
     unlike = None
     if len(profile.cluster.groups) > 1 and group is None:
-        unlike = unlike_ranks(devices_of(profile.cluster), _all_rates(profile, job), ep, etp)
+        unlike = speeds_of(profile, job, ep, etp)
     found = load_of(
         routing, parts, most, window=job.seq_len * ep,
         capacity=profile.model.capacity_factor or 0.0, keep_shares=not profile.is_analytic,
@@ -149,6 +150,11 @@ def ranks_of(
     if profile.links is None or ep != cluster.num_devices:
         return ranks
     return _on_links(ranks, profile.links, _token_bytes(model, job))
+
+
+def speeds_of(profile: Profile, job: JobSpec, ep: int, etp: int) -> Unlike:
+    """Speeds of the places of ep groups over all devices in order, and of each node group."""
+    return unlike_ranks(devices_of(profile.cluster), _all_rates(profile, job), ep, etp)
 
 
 def _token_bytes(model: ModelSpec, job: JobSpec) -> float:

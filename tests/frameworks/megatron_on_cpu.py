@@ -7,21 +7,19 @@ empty, torch says that there is an H100, and nothing is compiled. Input: a JSON 
 """
 
 import contextlib
-import importlib.abc
-import importlib.machinery
 import json
 import os
 import runpy
 import sys
-import types
 import typing
 import warnings
-from unittest.mock import MagicMock
 
 import torch
 import torch._dynamo
 import torch._inductor.standalone_compile
 import typing_extensions
+
+from tests.frameworks.empty_modules import EmptyModules
 
 EMPTY = (
     "datasets",
@@ -42,30 +40,6 @@ ARGUMENTS = (
 )  # fmt: skip
 
 
-class _Empty(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Modules with anything in them, for imports by Megatron alone."""
-
-    def find_spec(self, fullname, path, target=None):
-        if fullname not in EMPTY and fullname.partition(".")[0] not in EMPTY:
-            return None
-        frame = sys._getframe(1)
-        while frame is not None and "importlib" in frame.f_code.co_filename:
-            frame = frame.f_back
-        if frame is None or "megatron" not in frame.f_code.co_filename:
-            return None
-        return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
-
-    def create_module(self, spec):
-        module = types.ModuleType(spec.name)
-        module.__getattr__ = lambda name: MagicMock()
-        module.__path__ = []
-        module.__version__ = "2.9.0"
-        return module
-
-    def exec_module(self, module):
-        pass
-
-
 class _Device:
     name, major, minor, multi_processor_count = "H100", 9, 0, 132
 
@@ -73,7 +47,7 @@ class _Device:
 def on_cpu():
     """Make torch answer for a GPU, and imports of kernels succeed."""
     warnings.simplefilter("ignore")
-    sys.meta_path.insert(0, _Empty())
+    sys.meta_path.insert(0, EmptyModules("megatron", EMPTY))
     typing.override = typing_extensions.override  # of Python 3.12
     torch.compile = lambda function=None, **kwargs: function or (lambda made: made)
     torch.cuda.get_device_capability = lambda *args: (9, 0)

@@ -6,8 +6,6 @@ kernels of experts and TensorBoard for pictures, and asks for a reduction that g
 is.
 """
 
-import importlib.abc
-import importlib.machinery
 import runpy
 import sys
 import types
@@ -17,28 +15,7 @@ import torch
 import torch._utils
 from torch.distributed.fsdp import FSDPModule
 
-
-class _NoTriton(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """An empty `triton` for torchtitan's own imports, and for no one else's."""
-
-    def find_spec(self, fullname, path, target=None):
-        if fullname.partition(".")[0] != "triton":
-            return None
-        frame = sys._getframe(1)
-        while frame is not None and "importlib" in frame.f_code.co_filename:
-            frame = frame.f_back
-        if frame is None or "torchtitan" not in frame.f_code.co_filename:
-            return None
-        return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
-
-    def create_module(self, spec):
-        module = types.ModuleType(spec.name)
-        module.__getattr__ = lambda name: MagicMock()
-        module.__path__ = []
-        return module
-
-    def exec_module(self, module):
-        pass
+from tests.frameworks.empty_modules import EmptyModules
 
 
 class _Device:
@@ -48,7 +25,7 @@ class _Device:
 
 def on_cpu():
     """Make torch answer as torchtitan's device."""
-    sys.meta_path.insert(0, _NoTriton())
+    sys.meta_path.insert(0, EmptyModules("torchtitan", ("triton",)))
     sys.modules["torch.utils.tensorboard"] = board = types.ModuleType("torch.utils.tensorboard")
     board.SummaryWriter = MagicMock()
     torch._utils._get_available_device_type = lambda: "cpu"

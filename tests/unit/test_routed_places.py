@@ -16,6 +16,9 @@ from planner.holdings import contiguous_slots
 from planner.rebalance import Look, decide
 from planner.routed_places import routed_places
 from planner.where import nodes_of_ranks
+from profiler.analytic import analytic_profile
+from profiler.catalog import resolve_cluster
+from profiler.cluster import ClusterSpec
 from profiler.codec import replace
 from profiler.model import ModelSpec
 from profiler.profile import HostLinks, Profile
@@ -228,3 +231,28 @@ def test_where_nodes_hold_unequal_parts_every_rank_is_its_own():
     assert set(found.price(counts, (START, START)) > COMPUTE_S * 300) == {True}
     (layer, _) = found.place(counts, (START, START))
     assert sorted(e for rank in layer.slots for e in rank) == list(range(6))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_slow_kind_of_device_counts_wherever_its_ranks_are(turned):
+    """Ranks of a group over two kinds of node: the hottest expert costs more on the slow kind."""
+    model = replace(MOE, num_experts=16)
+    groups = tuple(resolve_cluster(name).groups[0] for name in ("a100-80-1x8", "h100-1x8"))
+    cluster = ClusterSpec(name="mix", groups=groups)
+    ranks = (*range(8, 16), *range(8)) if turned else tuple(range(16))
+    of = layout(model, {"ranks": ranks}, dp_replicate=16, ep=16)
+    profile = analytic_profile(model, JOB, cluster)
+    (group,) = Grid(*of).groups("ep")
+    nodes = np.array(nodes_of_ranks(cluster, *of))[list(group)]
+    counts = np.full((2, 16), 100)
+    counts[:, 0] = 1600
+    places = places_of(profile, of)
+
+    def price(node: int) -> float:
+        at = int(np.flatnonzero(nodes == node)[0])
+        order = list(range(1, 16))
+        order.insert(at, 0)
+        experts = ExpertSlots(slots=tuple((e,) for e in order))
+        return float(places.price(counts, (experts, experts))[0])
+
+    assert price(0) > 1.2 * price(1)
